@@ -1,0 +1,1 @@
+"""Backbones: pixels to features; each publishes its channels, strides and explain layers."""

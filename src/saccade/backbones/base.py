@@ -1,0 +1,86 @@
+"""What every backbone promises: pixels in, ``Features`` out, its channels, strides and explain layers published.
+
+B batch · C channels · h, w grid · P prefix tokens · M mixture-of-experts layers · E experts · T tokens · A active experts
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from saccade.config import Config
+from saccade.types import ExplainSpec
+
+
+class Routing(NamedTuple):
+    """What the routers of a model did; every tensor has M = 0 rows where the model has no mixture of experts.
+
+    Attributes:
+        balance: ``[M]`` load-balance loss per layer, unweighted.
+        z: ``[M]`` router-z loss per layer, unweighted.
+        load: ``[M, E]`` share of the routed tokens each expert took.
+        dropped: ``[M]`` share of assignments beyond the capacity.
+        experts: ``[M, B, T, A]`` int64, the experts chosen for each patch token, likeliest first.
+    """
+
+    balance: Tensor
+    z: Tensor
+    load: Tensor
+    dropped: Tensor
+    experts: Tensor
+
+    @classmethod
+    def none(cls, pixels: Tensor) -> Routing:
+        """The routing of a model without experts."""
+        empty = pixels.new_zeros(0, dtype=torch.float32)
+        no_experts = torch.zeros(0, pixels.shape[0], 0, 0, dtype=torch.int64, device=pixels.device)
+        return cls(empty, empty, empty.reshape(0, 0), empty, no_experts)
+
+
+class Features(NamedTuple):
+    """What a backbone makes of pixels.
+
+    Attributes:
+        maps: ``[B, C_i, h_i, w_i]`` per published stride, finest first.
+        prefix: ``[B, P, C]`` class token and registers; P = 0 for convolutional backbones.
+        routing: what the routers did.
+    """
+
+    maps: tuple[Tensor, ...]
+    prefix: Tensor
+    routing: Routing
+
+
+class Backbone(nn.Module, abc.ABC):
+    """Base of the backbones.
+
+    Attributes:
+        channels: width of each feature map, finest first.
+        strides: pixels per cell of each feature map, finest first.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @abc.abstractmethod
+    def forward(self, pixels: Tensor) -> Features:
+        """Normalised pixels ``[B, 3, H, W]`` to features."""
+
+    @abc.abstractmethod
+    def explain_spec(self) -> ExplainSpec:
+        """Layers and attention sites, with paths relative to the backbone."""
+
+    def no_decay(self) -> set[str]:
+        """Names of parameters, beside norms and biases, that weight decay must spare (positions, tokens)."""
+        return set()
+
+
+class BackboneConfig(Config):
+    """Base of the backbone configs."""
+
+    def build(self) -> Backbone:
+        """The backbone, with random weights."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it builds")

@@ -1,0 +1,1 @@
+"""Training, evaluation, prediction: the loops that run a model on data."""

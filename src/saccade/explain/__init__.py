@@ -1,0 +1,1 @@
+"""Explanation: which pixels decided, and how far to trust the answer."""

@@ -1,0 +1,90 @@
+"""The model contract: forward, loss and postprocess are three things, and the type of each never changes.
+
+``forward`` returns one NamedTuple in training and in evaluation, with targets and without. Targets given to it may only choose
+what is computed; they enter the numbers in ``loss``.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import nn
+
+from saccade.config import Config
+from saccade.errors import ConfigError
+from saccade.ops.image import Preprocess
+from saccade.types import Classes, Classification, ClassTarget, ExplainSpec, ImageBatch, Losses, TaskName
+
+OutputsT = TypeVar("OutputsT")
+TargetT = TypeVar("TargetT", bound=ClassTarget)
+PredictionT = TypeVar("PredictionT", bound=Classification)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """Base of the model configs; ``build`` is the one place where a model is put together.
+
+    Attributes:
+        task: what the model is for.
+    """
+
+    task: ClassVar[TaskName]
+    num_classes: int = 1000
+    """Number of foreground classes."""
+    preprocess: Preprocess = Preprocess()
+    """How pictures become pixels; travels with the weights."""
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 1:
+            raise ConfigError(f"num_classes is {self.num_classes}", expected="at least 1")
+
+    def build(self) -> VisionModel[Any, Any, Any]:
+        """The model, with random weights."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it builds")
+
+
+class VisionModel(nn.Module, abc.ABC, Generic[OutputsT, TargetT, PredictionT]):
+    """Base of the models.
+
+    Attributes:
+        config: what built it.
+        classes: names of the foreground classes.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.classes = Classes.numbered(config.num_classes)
+
+    @property
+    def task(self) -> TaskName:
+        """What the model is for."""
+        return self.config.task
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How pictures become pixels."""
+        return self.config.preprocess
+
+    @abc.abstractmethod
+    def forward(self, images: ImageBatch, targets: Sequence[TargetT] | None = None) -> OutputsT:
+        """Raw outputs; targets may only choose what is computed."""
+
+    @abc.abstractmethod
+    def loss(self, outputs: OutputsT, targets: Sequence[TargetT]) -> Losses:
+        """The loss terms of one batch."""
+
+    @abc.abstractmethod
+    def postprocess(self, outputs: OutputsT, images: ImageBatch) -> list[PredictionT]:
+        """One prediction per picture, in the pixels of the original."""
+
+    @abc.abstractmethod
+    def explain_spec(self) -> ExplainSpec:
+        """Where the grids, the attention and the linear head are."""
+
+    def no_decay(self) -> set[str]:
+        """Names of parameters, beside norms and biases, that weight decay must spare."""
+        return set()

@@ -1,0 +1,103 @@
+"""Pictures to pixels: size policy, value range, normalisation, and the geometry that leads back.
+
+Every model carries one ``Preprocess``; it is the only way pixels are made, in training, evaluation, prediction and explanation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saccade.config import Config
+from saccade.errors import ConfigError, InputError
+from saccade.types import Geometry, ImageBatch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess(Config):
+    """How a picture becomes pixels. Colour order is RGB, always."""
+
+    size: tuple[int, int] = (224, 224)
+    """Height and width of the canvas."""
+    policy: Literal["stretch", "crop", "letterbox"] = "crop"
+    """``stretch`` ignores the aspect ratio; ``crop`` fits the shorter side and cuts the centre; ``letterbox`` fits the longer
+    side and pads right and bottom."""
+    crop_fraction: float = 1.0
+    """With ``crop``: the share of the resized picture's shorter side that the canvas covers (torchvision: 224/256)."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Resampling kernel, antialiased."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Per RGB channel, for values in [0, 1]."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Per RGB channel, for values in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise ConfigError(f"the canvas is {self.size}", where="preprocess.size", expected="at least 1x1")
+        if not 0 < self.crop_fraction <= 1:
+            raise ConfigError(f"crop_fraction is {self.crop_fraction}", where="preprocess", expected="in (0, 1]")
+        if min(self.std) <= 0:
+            raise ConfigError(f"std is {self.std}", where="preprocess", expected="positive numbers")
+
+    def __call__(self, images: Sequence[Tensor]) -> ImageBatch:
+        """Pictures ``[3, h, w]`` uint8 RGB (sizes may differ) to one normalised batch.
+
+        Raises:
+            InputError: where a picture is not ``[3, h, w]`` uint8; say first what a float array means (see ``data.decode``).
+        """
+        if not images:
+            raise InputError("there are no images", expected="at least one")
+        for index, image in enumerate(images):
+            if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+                got = f"{tuple(image.shape)} {image.dtype}"
+                raise InputError(f"the image is {got}", where=f"images[{index}]", expected="[3, h, w] uint8 RGB")
+        if len({image.shape for image in images}) == 1:
+            stacked, geometry, size = self._fit(torch.stack(list(images)))
+            return ImageBatch(self._normalise(stacked), (size,) * len(images), (geometry,) * len(images))
+        fitted = [self._fit(image[None]) for image in images]
+        pixels = self._normalise(torch.cat([canvas for canvas, _, _ in fitted]))
+        return ImageBatch(pixels, tuple(size for *_, size in fitted), tuple(geometry for _, geometry, _ in fitted))
+
+    def _fit(self, images: Tensor) -> tuple[Tensor, Geometry, tuple[int, int]]:
+        """Equal-sized pictures ``[B, 3, h, w]`` uint8 laid on the canvas, still uint8."""
+        height, width = int(images.shape[-2]), int(images.shape[-1])
+        canvas_h, canvas_w = self.size
+        if self.policy == "stretch":
+            resized = (canvas_h, canvas_w)
+        elif self.policy == "crop":
+            ratio = max(canvas_h / height, canvas_w / width) / self.crop_fraction
+            resized = (max(round(height * ratio), canvas_h), max(round(width * ratio), canvas_w))
+        else:
+            ratio = min(canvas_h / height, canvas_w / width)
+            resized = (
+                min(max(round(height * ratio), 1), canvas_h),
+                min(max(round(width * ratio), 1), canvas_w),
+            )
+        scale = (resized[0] / height, resized[1] / width)
+        if resized != (height, width):
+            images = F.interpolate(images, resized, mode=self.interpolation, antialias=True)
+        if self.policy == "letterbox":
+            images = F.pad(images, (0, canvas_w - resized[1], 0, canvas_h - resized[0]))
+            return images, Geometry((height, width), scale), resized
+        top, left = (resized[0] - canvas_h) // 2, (resized[1] - canvas_w) // 2
+        images = images[..., top : top + canvas_h, left : left + canvas_w]
+        return images, Geometry((height, width), scale, (-top, -left)), self.size
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        scale = 1 / (255 * torch.tensor(self.std, device=images.device)).view(3, 1, 1)
+        shift = -(torch.tensor(self.mean, device=images.device) / torch.tensor(self.std, device=images.device))
+        return torch.addcmul(shift.view(3, 1, 1), images.float(), scale)
+
+    def denormalise(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels ``[..., 3, H, W]`` back to [0, 1]."""
+        mean = pixels.new_tensor(self.mean).view(3, 1, 1)
+        std = pixels.new_tensor(self.std).view(3, 1, 1)
+        return (pixels * std + mean).clamp(0, 1)

@@ -1,0 +1,1 @@
+"""Published weights: one converter per source."""
