@@ -1,0 +1,129 @@
+"""Faster copies of a model for inference: fused batch norm, channels-last, bfloat16 or 8-bit linear layers.
+
+Nothing here is trusted: ``engine.predict`` runs every candidate beside the float32 original on the user's own pictures and keeps
+it only where it is faster and agrees.
+
+8-bit: weights are rounded per output channel, activations per picture while it runs (dynamic quantization, Jacob et al. 2018,
+arXiv 1712.05877), with torch's own oneDNN kernels. The scale of an activation is shared by a whole call, so pictures are run one
+at a time: no prediction depends on the pictures beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+MIN_QUANTIZED_FEATURES = 128
+"""Linear layers narrower than this run as fast in float32."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A faster copy of a model.
+
+    Attributes:
+        name: what was done, for people.
+        model: the copy; runs on the same ``ImageBatch``.
+        dtype: what the pixels have to be cast to.
+        is_single: run one picture at a time.
+    """
+
+    name: str
+    model: nn.Module
+    dtype: torch.dtype = torch.float32
+    is_single: bool = False
+
+
+def candidates(model: nn.Module, device: torch.device) -> Iterator[Candidate]:
+    """Faster copies worth trying on this machine, the safest first."""
+    fused = copy.deepcopy(model).eval()
+    num_fused = fuse_batch_norms(fused)
+    if num_fused:
+        fused = fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        yield Candidate(f"{num_fused} batch norms fused, channels last", fused)
+    if has_fast_bfloat16(device):
+        yield Candidate("bfloat16", copy.deepcopy(fused).to(torch.bfloat16), torch.bfloat16)
+    if device.type == "cpu" and "onednn" in torch.backends.quantized.supported_engines:
+        small = copy.deepcopy(fused)
+        if quantize_linears(small):
+            yield Candidate("8-bit linear layers", small, is_single=True)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 here, rather than emulated."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def fuse_batch_norms(model: nn.Module) -> int:
+    """Fold every batch norm that directly follows a convolution into it, in place; returns how many.
+
+    Two modules count as neighbours when they are declared one after the other with fitting widths. That is a convention, not a
+    proof, which is why the caller compares outputs afterwards.
+    """
+    count = 0
+    children = list(model.named_children())
+    for (conv_name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
+        if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+            continue
+        if conv.out_channels != norm.num_features or norm.running_mean is None:
+            continue
+        setattr(model, conv_name, fuse_conv_bn_eval(conv, norm))
+        # timm's BatchNormAct2d carries the activation that follows it.
+        rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
+        setattr(model, norm_name, nn.Sequential(*rest) if rest else nn.Identity())
+        count += 1
+    return count + sum(fuse_batch_norms(child) for child in model.children())
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer with int8 weights and dynamically rounded activations, ``[..., C] -> [..., D]``."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scales = weight.abs().amax(1).clamp_min(1e-12) / 127
+        zeros = torch.zeros(len(scales), dtype=torch.int64)
+        rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        bias = None if linear.bias is None else linear.bias.detach().float()
+        self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The layer applied to the last axis."""
+        result: Tensor = torch.ops.quantized.linear_dynamic(features, self.packed)
+        return result
+
+
+def quantize_linears(model: nn.Module) -> int:
+    """Replace wide linear layers by 8-bit ones, in place; returns how many.
+
+    The classification head stays in float32: it is small, and the scores are its direct output.
+    """
+    linears = [(path, module) for path, module in model.named_modules() if type(module) is nn.Linear]
+    count = 0
+    torch.backends.quantized.engine = "onednn"
+    for path, linear in linears[:-1]:
+        if min(linear.in_features, linear.out_features) < MIN_QUANTIZED_FEATURES:
+            continue
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, QuantizedLinear(linear))
+        count += 1
+    return count
+
+
+def largest_difference(scores: Tensor, reference: Tensor) -> tuple[float, float]:
+    """Share of equal top-1 labels and the largest difference of a probability, for ``[B, K]`` scores."""
+    agreement = (scores.argmax(1) == reference.argmax(1)).float().mean()
+    return float(agreement), float(F.l1_loss(scores, reference, reduction="none").max())

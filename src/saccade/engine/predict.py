@@ -1,0 +1,158 @@
+"""Prediction: load once, predict many; faster than the model as written, and checked against it.
+
+The first pictures of a long list are run through the float32 model and through faster copies of it (``engine.fast``). The
+fastest copy that gives the same top-1 label on at least 99 % of them, and no probability further off than 0.02, does the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from saccade.config import Config
+from saccade.data.decode import ImageSource, read_image
+from saccade.engine.fast import Candidate, candidates, largest_difference
+from saccade.errors import ConfigError
+from saccade.models.base import VisionModel
+from saccade.types import ImageBatch, Prediction
+
+NUM_CHECKED = 16
+MIN_AGREEMENT = 0.99
+MAX_DIFFERENCE = 0.02
+MIN_SPEEDUP = 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Config):
+    """How predictions are made."""
+
+    batch_size: int = 32
+    """Pictures per forward pass."""
+    speed: Literal["auto", "exact"] = "auto"
+    """``auto`` uses a faster copy where it agrees with the float32 model; ``exact`` never does."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}", where="batch_size", expected="at least 1")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a predictor runs its model, and what was measured when that was decided.
+
+    Attributes:
+        name: what was done to the model.
+        speedup: time of the float32 model over time of this one, on the checked pictures.
+        agreement: share of the checked pictures with the same top-1 label.
+        difference: largest difference of a probability.
+        rejected: what was tried and not taken, with the reason.
+    """
+
+    name: str = "float32, as written"
+    speedup: float = 1.0
+    agreement: float = 1.0
+    difference: float = 0.0
+    rejected: tuple[str, ...] = ()
+
+
+class Predictor:
+    """A model ready to predict.
+
+    Args:
+        model: any Saccade model; it is left as it is.
+        config: batch size and whether faster copies may be used.
+    """
+
+    def __init__(self, model: VisionModel[Any, Any, Any], config: PredictConfig | None = None) -> None:
+        self.model = model.eval()
+        self.config = config or PredictConfig()
+        self.plan: Plan | None = None
+        self._runner = Candidate("float32, as written", self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(self.model.parameters()).device
+
+    def __call__(self, images: Iterable[ImageSource]) -> list[Prediction]:
+        """One prediction per picture, in order."""
+        return list(self.stream(images))
+
+    def stream(self, images: Iterable[ImageSource]) -> Iterator[Prediction]:
+        """Predictions one after the other, for lists that do not fit into memory.
+
+        Args:
+            images: paths, bytes, PIL pictures, uint8 arrays or tensors.
+
+        Raises:
+            ImageError: naming the first picture that cannot be read.
+        """
+        tensors = (read_image(image) for image in images)
+        while chunk := list(islice(tensors, self.config.batch_size)):
+            batch = self.model.preprocess(chunk).to(self.device)
+            # A short list is done before a faster copy would have paid for itself.
+            if self.plan is None and self.config.speed == "auto" and len(batch) >= NUM_CHECKED:
+                yield from self._choose(batch)
+            else:
+                yield from run(self._runner, self.model, batch)
+
+    def _choose(self, batch: ImageBatch) -> list[Prediction]:
+        """Decide on the fastest copy that agrees, on the first pictures; returns their float32 predictions."""
+        exact = Candidate("float32, as written", self.model)
+        checked = ImageBatch(batch.pixels[:NUM_CHECKED], batch.sizes[:NUM_CHECKED], batch.geometries[:NUM_CHECKED])
+        predictions = run(exact, self.model, batch)
+        reference = torch.stack([prediction.scores for prediction in predictions[:NUM_CHECKED]])
+        base_seconds = _seconds(exact, self.model, checked)
+        best, rejected = Plan(), []
+        for candidate in candidates(self.model, self.device):
+            scores = torch.stack([prediction.scores for prediction in run(candidate, self.model, checked)])
+            agreement, difference = largest_difference(scores, reference)
+            speedup = base_seconds / _seconds(candidate, self.model, checked)
+            if agreement < MIN_AGREEMENT or not difference <= MAX_DIFFERENCE:
+                rejected.append(f"{candidate.name}: a probability differs by {difference:.3f}")
+            elif speedup < max(best.speedup, MIN_SPEEDUP):
+                rejected.append(f"{candidate.name}: only {speedup:.2f} times as fast")
+            else:
+                best = Plan(candidate.name, speedup, agreement, difference)
+                self._runner = candidate
+        self.plan = replace(best, rejected=tuple(rejected))
+        return predictions
+
+
+def run(candidate: Candidate, model: VisionModel[Any, Any, Any], batch: ImageBatch) -> list[Prediction]:
+    """Predictions of one batch by a copy of ``model``."""
+    parts = [batch[index] for index in range(len(batch))] if candidate.is_single else [batch]
+    predictions: list[Prediction] = []
+    with torch.inference_mode():
+        for part in parts:
+            outputs = candidate.model(part.to(dtype=candidate.dtype))
+            predictions += model.postprocess(_to_float(outputs), part)
+    return predictions
+
+
+def _to_float(outputs: Any) -> Any:
+    """The same outputs with floating tensors as float32, so that scores never come in half precision."""
+    if isinstance(outputs, Tensor):
+        return outputs.float() if outputs.is_floating_point() else outputs
+    if isinstance(outputs, tuple):
+        parts = [_to_float(part) for part in outputs]
+        return type(outputs)(*parts) if hasattr(outputs, "_fields") else tuple(parts)
+    return outputs
+
+
+def _seconds(candidate: Candidate, model: VisionModel[Any, Any, Any], batch: ImageBatch) -> float:
+    """The faster of two runs, in seconds: the first also warms up."""
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        run(candidate, model, batch)
+        if batch.pixels.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)
