@@ -1,7 +1,8 @@
 """Configs: frozen dataclasses, read strictly from plain data and written back to it.
 
-A config is a value beside the class it builds. Unknown keys, wrong types and values outside a ``Literal`` are refused with the
-path of the key and the nearest name. A union of configs (``ViTConfig | TimmConfig``) is told apart by its ``kind`` field.
+A config is a value beside the class it builds. Unknown keys, wrong types and values outside a ``Literal`` are refused
+with the path of the key and the nearest name. A union of configs (``ViTConfig | TimmConfig``) is told apart by its
+``kind`` field.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def override(config: ConfigT, assignments: Sequence[str] | Mapping[str, Any]) ->
     """A copy of ``config`` with dotted fields replaced.
 
     Args:
+        config: the config to start from; it stays as it is.
         assignments: ``["backbone.depth=6", "pool=average"]``, values read as JSON where they parse and as text where
             not; or the mapping ``{"backbone.depth": 6}``.
     """

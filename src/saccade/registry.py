@@ -1,7 +1,7 @@
 """Names of models: each name is a config value, found in one table.
 
-``register`` fills the table; the first lookup imports every module of ``saccade.models`` so that the order of imports cannot
-matter. Two entries of one name are an error. Third-party code calls ``register`` itself.
+``register`` fills the table; the first lookup imports every module of ``saccade.models`` so that the order of imports
+cannot matter. Two entries of one name are an error. Third-party code calls ``register`` itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What crosses the boundaries between the parts: validated, frozen, movable between devices.
 
-B batch · K classes · H, W padded canvas · h, w true size in canvas pixels. Boxes are absolute xyxy float32. Predictions and heat
-maps are in the pixels of the original picture; ``Geometry`` is the way back there.
+B batch · K classes · H, W padded canvas · h, w true size in canvas pixels. Boxes are absolute xyxy float32. Predictions
+and heat maps are in the pixels of the original picture; ``Geometry`` is the way back there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ TaskName = Literal["classification", "semantic", "detection", "instance", "zero_
 class Classes:
     """Names of the foreground classes; the id of a class is its place in ``names``.
 
-    Names and ids are this one object in data sets, models, files and predictions, so an id can never drift from its name.
+    Names and ids are this one object in data sets, models, files and predictions, so an id can never drift from
+    its name.
     """
 
     names: tuple[str, ...]
@@ -60,8 +61,8 @@ class Classes:
 class Geometry:
     """Where the original picture lies on the canvas: ``canvas = original * scale + offset``, per axis (y, x).
 
-    Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)`` and its centre is ``i + 0.5``, so resizing, letterboxing, cropping
-    (a negative offset) and padding are all undone exactly.
+    Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)`` and its centre is ``i + 0.5``, so resizing, letterboxing,
+    cropping (a negative offset) and padding are all undone exactly.
     """
 
     original_size: tuple[int, int]
@@ -239,8 +240,8 @@ class AttentionSite:
     """A softmax over tokens that can be observed.
 
     Attributes:
-        path: dotted name of a module that passes the attention probabilities ``[B, heads, queries, keys]`` through unchanged
-            whenever somebody listens (see ``saccade.nn.attention``).
+        path: dotted name of a module that passes the attention probabilities ``[B, heads, queries, keys]`` through
+            unchanged whenever somebody listens (see ``saccade.nn.attention``).
         num_prefix: tokens before the patches (class token, registers).
         grid: canvas size ``(H, W)`` -> patches ``(h, w)``.
     """
@@ -267,8 +268,8 @@ class ExplainSpec:
     """What a model declares about itself so that explanation need not know it.
 
     Attributes:
-        layers: grid layers by name, in the order of the forward pass; ``"final"`` is required and is the last one that a
-            gradient of the score reaches.
+        layers: grid layers by name, in the order of the forward pass; ``"final"`` is required and is the last one that
+            a gradient of the score reaches.
         attention: observable softmaxes, in the order of the forward pass; empty for convolutional models.
         has_class_token: whether the class is read from token 0 (else from the mean of the patches).
         linear_head: returns the linear layer where plain CAM applies; None where it does not.

@@ -1,6 +1,7 @@
 """What every backbone promises: pixels in, ``Features`` out, its channels, strides and explain layers published.
 
-B batch · C channels · h, w grid · P prefix tokens · M mixture-of-experts layers · E experts · T tokens · A active experts
+B batch · C channels · h, w grid · P prefix tokens · M mixture-of-experts layers · E experts · T tokens · A active
+experts
 """
 
 from __future__ import annotations

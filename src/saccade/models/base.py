@@ -1,14 +1,14 @@
 """The model contract: forward, loss and postprocess are three things, and the type of each never changes.
 
-``forward`` returns one NamedTuple in training and in evaluation, with targets and without. Targets given to it may only choose
-what is computed; they enter the numbers in ``loss``.
+``forward`` returns one NamedTuple in training and in evaluation, with targets and without. Targets given to it may only
+choose what is computed; they enter the numbers in ``loss``.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import nn
@@ -34,7 +34,7 @@ class ModelConfig(Config):
     task: ClassVar[TaskName]
     num_classes: int = 1000
     """Number of foreground classes."""
-    preprocess: Preprocess = Preprocess()
+    preprocess: Preprocess = field(default_factory=Preprocess)
     """How pictures become pixels; travels with the weights."""
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Pictures to pixels: size policy, value range, normalisation, and the geometry that leads back.
 
-Every model carries one ``Preprocess``; it is the only way pixels are made, in training, evaluation, prediction and explanation.
+Every model carries one ``Preprocess``; it is the only way pixels are made, in training, evaluation, prediction and
+explanation.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Preprocess(Config):
     size: tuple[int, int] = (224, 224)
     """Height and width of the canvas."""
     policy: Literal["stretch", "crop", "letterbox"] = "crop"
-    """``stretch`` ignores the aspect ratio; ``crop`` fits the shorter side and cuts the centre; ``letterbox`` fits the longer
-    side and pads right and bottom."""
+    """``stretch`` ignores the aspect ratio; ``crop`` fits the shorter side and cuts the centre; ``letterbox`` fits the
+    longer side and pads right and bottom."""
     crop_fraction: float = 1.0
     """With ``crop``: the share of the resized picture's shorter side that the canvas covers (torchvision: 224/256)."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -51,7 +52,8 @@ class Preprocess(Config):
         """Pictures ``[3, h, w]`` uint8 RGB (sizes may differ) to one normalised batch.
 
         Raises:
-            InputError: where a picture is not ``[3, h, w]`` uint8; say first what a float array means (see ``data.decode``).
+            InputError: where a picture is not ``[3, h, w]`` uint8; say first what a float array means (see
+                ``data.decode``).
         """
         if not images:
             raise InputError("there are no images", expected="at least one")
