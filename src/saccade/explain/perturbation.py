@@ -1,0 +1,307 @@
+"""Explanation by hiding: occlusion windows and random masks. The model is a black box; no gradient, no layer is needed.
+
+Occlusion: Zeiler and Fergus 2013, arXiv 1311.2901. RISE: Petsiuk et al. 2018, arXiv 1806.07421.
+Differs from the papers: scores are whatever is asked (logits by default), occlusion divides the drop by the area that
+was hidden, RISE divides by the real mean of the masks instead of the nominal one, takes the mean score away (so that
+zero means "no different from the average") and tells its standard error.
+
+T scores · B images · M masks · H, W canvas · h, w true size on the canvas
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as TF
+
+from saccade.errors import ConfigError, ExplainError
+from saccade.explain.attribution import Attribution, ScoreFn
+from saccade.explain.record import undisturbed
+from saccade.types import ExplainSpec, ImageBatch
+
+Baseline = Literal["mean", "blur", "black"]
+"""What hidden pixels become: the mean colour (zero after normalisation), a blurred copy of the picture, or black."""
+
+BASELINES: tuple[Baseline, ...] = ("mean", "blur", "black")
+ERROR_GRID = 16
+"""Standard errors are measured on at most this many cells a side; the masks are smooth at that scale."""
+
+
+def baseline_pixels(model: nn.Module, images: ImageBatch, kind: Baseline) -> Tensor:
+    """What hidden pixels are replaced by, ``[B, 3, H, W]`` normalised; padding stays as it is.
+
+    Raises:
+        ExplainError: where black is asked and the model does not say how its pixels were normalised.
+    """
+    pixels = images.pixels.detach().clone()
+    height, width = pixels.shape[-2:]
+    if kind == "mean":
+        baseline = torch.zeros_like(pixels)
+    elif kind == "black":
+        preprocess = getattr(model, "preprocess", None)
+        if preprocess is None:
+            raise ExplainError(
+                "black is unknown: the model does not say how its pixels are normalised",
+                where="baseline",
+                remedy="use baseline 'mean' or 'blur', or give adapt() a Preprocess",
+            )
+        black = -pixels.new_tensor(preprocess.mean) / pixels.new_tensor(preprocess.std)
+        baseline = black.view(1, 3, 1, 1).expand_as(pixels).clone()
+    elif kind == "blur":
+        sigma = max(min(height, width) / 16, 1.0)
+        reach = max(min(round(3 * sigma), min(height, width) - 1), 0)
+        baseline = TF.gaussian_blur(pixels.float(), [2 * reach + 1] * 2, [sigma] * 2).to(pixels.dtype)
+    else:
+        raise ConfigError(f"unknown baseline {kind!r}", where="baseline", expected=f"one of: {', '.join(BASELINES)}")
+    for image, (true_height, true_width) in enumerate(images.sizes):
+        baseline[image, :, true_height:] = pixels[image, :, true_height:]
+        baseline[image, :, :, true_width:] = pixels[image, :, :, true_width:]
+    return baseline
+
+
+def masked_scores(
+    model: nn.Module, images: ImageBatch, baseline: Tensor, masks: Iterable[Tensor], scores: Sequence[ScoreFn]
+) -> Iterator[Tensor]:
+    """Scores of the pictures seen through masks: one ``[T, B, m]`` float32 for every chunk of masks.
+
+    Args:
+        model: called with ``B * m`` pictures at a time, image by image.
+        images: the pictures.
+        baseline: ``[B, 3, H, W]``, what shows where a mask is 0.
+        masks: chunks ``[B or 1, m, H, W]`` of numbers from 0 (hidden) to 1 (kept).
+        scores: what is asked of the outputs.
+    """
+    pixels = images.pixels.detach()
+    for chunk in masks:
+        kept = chunk.to(pixels.device, pixels.dtype)[:, :, None]  # [B or 1, m, 1, H, W]
+        blended = torch.lerp(baseline[:, None], pixels[:, None], kept).flatten(0, 1)
+        with torch.no_grad():
+            outputs = model(images.with_pixels(blended))
+            yield torch.stack([score(outputs).float().reshape(len(images), -1) for score in scores])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Occlusion:
+    """How much the score drops, per hidden pixel, when a sliding window hides a place; signed.
+
+    On a linear model with a window of one pixel this is every pixel's exact contribution.
+
+    Attributes:
+        patch: side of the window in canvas pixels; None: a seventh of the shorter side.
+        stride: step of the window; None: half the window. At most ``patch``, so that every pixel is hidden once at
+            least.
+        baseline: what hidden pixels become.
+        batch: pictures per forward pass.
+    """
+
+    name: ClassVar[str] = "occlusion"
+    is_signed: ClassVar[bool] = True
+    is_class_agnostic: ClassVar[bool] = False
+    is_costly: ClassVar[bool] = True
+
+    patch: int | None = None
+    stride: int | None = None
+    baseline: Baseline = "mean"
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        if (self.patch is not None and self.patch < 1) or (self.stride is not None and self.stride < 1):
+            raise ConfigError(f"patch {self.patch}, stride {self.stride}", where="occlusion", expected="at least 1")
+        if self.patch is not None and self.stride is not None and self.stride > self.patch:
+            raise ConfigError(
+                f"stride {self.stride} is greater than patch {self.patch}, so some pixels would never be hidden",
+                where="occlusion.stride",
+                remedy="make the stride at most the patch",
+            )
+
+    def __call__(
+        self, model: nn.Module, images: ImageBatch, scores: Sequence[ScoreFn], spec: ExplainSpec
+    ) -> Attribution:
+        """Explain every score on every image; values are score drops per hidden pixel, ``[T, B, H, W]``."""
+        del spec
+        height, width = images.pixels.shape[-2:]
+        patch = self.patch or max(round(min(height, width) / 7), 1)
+        stride = min(self.stride or max(patch // 2, 1), patch)
+        windows = _windows((height, width), patch, stride)
+        valid = _valid(images)
+        at_once = max(self.batch // max(len(images), 1), 1)
+        total = images.pixels.new_zeros(len(scores), len(images), height, width, dtype=torch.float32)
+        times = torch.zeros_like(total[0])
+        with undisturbed(model):
+            baseline = baseline_pixels(model, images, self.baseline)
+            whole = next(masked_scores(model, images, baseline, [torch.ones(1, 1, height, width)], scores))
+            for start in range(0, len(windows), at_once):
+                hidden = _hidden((height, width), patch, windows[start : start + at_once]).to(total.device)
+                covered = hidden[None] * valid[:, None]  # [B, m, H, W]
+                area = covered.sum((-2, -1))  # [B, m]
+                seen = next(masked_scores(model, images, baseline, [1 - hidden[None]], scores))
+                drop = (whole - seen) / area.clamp(min=1)
+                total += torch.einsum("tbm,bmhw->tbhw", drop, covered)
+                times += covered.sum(1)
+        return Attribution(total / times.clamp(min=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RISE:
+    """Random masks weighted by the score they leave; signed, because the mean score is taken away.
+
+    The value of a place is the mean score of the masks that show it, less the mean score of all masks. On a linear
+    model its expectation is known in closed form (a smoothed map of the contributions) and its error falls as
+    1/sqrt(number of masks).
+
+    Attributes:
+        num_masks: random masks, at most.
+        grid: cells a side of the coarse random grid that is enlarged to a mask.
+        keep: probability that a cell is shown.
+        baseline: what hidden pixels become.
+        is_centred: take the mean score away; without it the map is the mean score of the masks that show a place.
+        tolerance: stop as soon as every map's relative standard error is at most this; None: use all masks.
+        seed: of the private random generator.
+        batch: pictures per forward pass.
+    """
+
+    name: ClassVar[str] = "rise"
+    is_signed: ClassVar[bool] = True
+    is_class_agnostic: ClassVar[bool] = False
+    is_costly: ClassVar[bool] = True
+
+    num_masks: int = 1000
+    grid: int = 7
+    keep: float = 0.5
+    baseline: Baseline = "mean"
+    is_centred: bool = True
+    tolerance: float | None = None
+    seed: int = 0
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        if self.num_masks < 2 or self.grid < 1 or not 0 < self.keep < 1:
+            raise ConfigError(
+                f"num_masks {self.num_masks}, grid {self.grid}, keep {self.keep}",
+                where="rise",
+                expected="num_masks at least 2, grid at least 1, keep between 0 and 1",
+            )
+
+    def __call__(
+        self, model: nn.Module, images: ImageBatch, scores: Sequence[ScoreFn], spec: ExplainSpec
+    ) -> Attribution:
+        """Explain every score on every image; values ``[T, B, H, W]``, error is the relative standard error."""
+        del spec
+        height, width = images.pixels.shape[-2:]
+        generator = torch.Generator().manual_seed(self.seed)
+        at_once = max(self.batch // max(len(images), 1), 1)
+        shape = (len(scores), len(images), height, width)
+        weighted = images.pixels.new_zeros(shape, dtype=torch.float32)
+        shown = weighted.new_zeros(height, width)
+        pooled: list[Tensor] = []
+        seen: list[Tensor] = []
+        done = 0
+        with undisturbed(model):
+            baseline = baseline_pixels(model, images, self.baseline)
+            while done < self.num_masks:
+                count = min(at_once, self.num_masks - done)
+                masks = random_masks(count, (height, width), self.grid, self.keep, generator).to(weighted.device)
+                chunk = next(masked_scores(model, images, baseline, [masks[None]], scores))
+                weighted += torch.einsum("tbm,mhw->tbhw", chunk, masks)
+                shown += masks.sum(0)
+                pooled.append(_pooled(masks))
+                seen.append(chunk)
+                done += count
+                if self._is_enough(pooled, seen, done, at_once):
+                    break
+        result = torch.cat(seen, dim=-1)  # [T, B, M]
+        values = _estimate(weighted, shown, result, is_centred=self.is_centred)
+        error = standard_error(torch.cat(pooled), result)
+        return Attribution(values, error, notes=(f"{done} random masks",))
+
+    def _is_enough(self, pooled: list[Tensor], seen: list[Tensor], done: int, at_once: int) -> bool:
+        # A standard error from a handful of masks is itself noise: look after ten chunks at the earliest.
+        if self.tolerance is None or done < 10 * at_once:
+            return False
+        return float(standard_error(torch.cat(pooled), torch.cat(seen, dim=-1)).max()) <= self.tolerance
+
+
+def random_masks(count: int, size: tuple[int, int], grid: int, keep: float, generator: torch.Generator) -> Tensor:
+    """Smooth random masks ``[count, H, W]`` in [0, 1]: a coarse grid of coin tosses, enlarged and shifted."""
+    height, width = size
+    cell_h, cell_w = -(-height // grid), -(-width // grid)
+    tosses = (torch.rand(count, 1, grid + 1, grid + 1, generator=generator) < keep).float()
+    large = F.interpolate(tosses, ((grid + 1) * cell_h, (grid + 1) * cell_w), mode="bilinear", align_corners=False)
+    top = torch.randint(cell_h, (count,), generator=generator)
+    left = torch.randint(cell_w, (count,), generator=generator)
+    rows = top[:, None] + torch.arange(height)
+    columns = left[:, None] + torch.arange(width)
+    return large[torch.arange(count)[:, None, None], 0, rows[:, :, None], columns[:, None, :]]
+
+
+def rise_values(masks: Tensor, seen: Tensor, *, is_centred: bool = True) -> Tensor:
+    """The RISE map ``[T, B, H, W]`` of masks ``[M, H, W]`` and the scores ``[T, B, M]`` they left."""
+    return _estimate(torch.einsum("tbm,mhw->tbhw", seen, masks), masks.sum(0), seen, is_centred=is_centred)
+
+
+def standard_error(masks: Tensor, seen: Tensor) -> Tensor:
+    """Relative Monte-Carlo error ``[T, B]`` of a centred RISE map: root mean square of its standard error over its own.
+
+    Args:
+        masks: ``[M, ...]`` shares shown of some places.
+        seen: ``[T, B, M]`` scores under the masks.
+    """
+    flat = masks.flatten(1).double()  # [M, P]
+    seen = seen.double()
+    count = len(flat)
+    share = flat.mean(0).clamp(min=1e-12)  # [P]
+    mean = seen.mean(-1, keepdim=True)  # [T, B, 1]
+    ratio = seen @ flat / count / share  # [T, B, P]
+    squared = torch.empty_like(ratio)
+    for row in range(seen.shape[0]):
+        for column in range(seen.shape[1]):
+            here = seen[row, column, :, None]  # [M, 1]
+            # First-order influence of one mask on (sum fM / sum M) - mean f; the variance of its mean is the
+            # squared error.
+            influence = (flat / share) * (here - ratio[row, column]) - (here - mean[row, column])
+            squared[row, column] = influence.var(dim=0) / count
+    size = (ratio - mean).square().mean(-1).sqrt()
+    return (squared.mean(-1).sqrt() / size.clamp(min=1e-12)).where(size > 1e-9, 0.0).float()
+
+
+def _estimate(weighted: Tensor, shown: Tensor, seen: Tensor, *, is_centred: bool) -> Tensor:
+    """Mean score of the masks that show a place, from sums over masks: of score times mask, and of masks."""
+    values = weighted / shown.clamp(min=torch.finfo(torch.float32).tiny)
+    return values - seen.mean(-1)[..., None, None] if is_centred else values
+
+
+def _pooled(masks: Tensor) -> Tensor:
+    height, width = masks.shape[-2:]
+    return F.adaptive_avg_pool2d(masks[:, None], (min(height, ERROR_GRID), min(width, ERROR_GRID)))[:, 0]
+
+
+def _windows(size: tuple[int, int], patch: int, stride: int) -> list[tuple[int, int]]:
+    """Top left corners of windows that cover the canvas; the last of a row ends at the edge."""
+
+    def starts(length: int) -> list[int]:
+        last = max(length - patch, 0)
+        return [*range(0, last, stride), last]
+
+    return [(top, left) for top in starts(size[0]) for left in starts(size[1])]
+
+
+def _hidden(size: tuple[int, int], patch: int, corners: Sequence[tuple[int, int]]) -> Tensor:
+    """``[m, H, W]``: 1 inside the window of each corner."""
+    tops, lefts = torch.tensor(corners).unbind(1)
+    rows, columns = torch.arange(size[0]), torch.arange(size[1])
+    in_rows = (rows >= tops[:, None]) & (rows < tops[:, None] + patch)
+    in_columns = (columns >= lefts[:, None]) & (columns < lefts[:, None] + patch)
+    return (in_rows[:, :, None] & in_columns[:, None, :]).float()
+
+
+def _valid(images: ImageBatch) -> Tensor:
+    """``[B, H, W]``: 1 on the picture, 0 on padding."""
+    valid = images.pixels.new_zeros(len(images), *images.pixels.shape[-2:], dtype=torch.float32)
+    for image, (height, width) in enumerate(images.sizes):
+        valid[image, :height, :width] = 1
+    return valid
