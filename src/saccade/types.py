@@ -61,8 +61,8 @@ class Classes:
 class Geometry:
     """Where the original picture lies on the canvas: ``canvas = original * scale + offset``, per axis (y, x).
 
-    Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)`` and its centre is ``i + 0.5``, so resizing, letterboxing,
-    cropping (a negative offset) and padding are all undone exactly.
+    Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)`` and its centre is ``i + 0.5``, so resizing,
+    letterboxing, cropping (a negative offset) and padding are all undone exactly.
     """
 
     original_size: tuple[int, int]

@@ -71,8 +71,13 @@ class Backbone(nn.Module, abc.ABC):
         """Normalised pixels ``[B, 3, H, W]`` to features."""
 
     @abc.abstractmethod
-    def explain_spec(self) -> ExplainSpec:
-        """Layers and attention sites, with paths relative to the backbone."""
+    def explain_spec(self, reads_prefix: bool = False) -> ExplainSpec:
+        """Layers and attention sites, with paths relative to the backbone.
+
+        Args:
+            reads_prefix: whether the head reads the class token instead of the maps; it moves the last layer that a
+                gradient reaches.
+        """
 
     def no_decay(self) -> set[str]:
         """Names of parameters, beside norms and biases, that weight decay must spare (positions, tokens)."""
