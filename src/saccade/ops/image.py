@@ -48,55 +48,71 @@ class Preprocess(Config):
         if min(self.std) <= 0:
             raise ConfigError(f"std is {self.std}", where="preprocess", expected="positive numbers")
 
-    def __call__(self, images: Sequence[Tensor]) -> ImageBatch:
-        """Pictures ``[3, h, w]`` uint8 RGB (sizes may differ) to one normalised batch.
+    def __call__(self, images: Sequence[Tensor] | Tensor) -> ImageBatch:
+        """Pictures ``[3, h, w]`` uint8 RGB (sizes may differ), or ``[B, 3, h, w]``, to one normalised batch.
 
         Raises:
-            InputError: where a picture is not ``[3, h, w]`` uint8; say first what a float array means (see
-                ``data.decode``).
+            InputError: where a picture is not ``[3, h, w]`` uint8; ``data.decode`` makes such pictures of others.
         """
-        if not images:
+        if len(images) == 0:
             raise InputError("there are no images", expected="at least one")
-        for index, image in enumerate(images):
+        for index, image in enumerate(images[:1] if isinstance(images, Tensor) else images):
             if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
                 got = f"{tuple(image.shape)} {image.dtype}"
                 raise InputError(f"the image is {got}", where=f"images[{index}]", expected="[3, h, w] uint8 RGB")
-        if len({image.shape for image in images}) == 1:
-            stacked, geometry, size = self._fit(torch.stack(list(images)))
-            return ImageBatch(self._normalise(stacked), (size,) * len(images), (geometry,) * len(images))
-        fitted = [self._fit(image[None]) for image in images]
-        pixels = self._normalise(torch.cat([canvas for canvas, _, _ in fitted]))
-        return ImageBatch(pixels, tuple(size for *_, size in fitted), tuple(geometry for _, geometry, _ in fitted))
+            if 0 in image.shape:
+                shape = tuple(image.shape)
+                raise InputError(f"the image {shape} has no pixels", where=f"images[{index}]", expected="[3, h, w]")
+        if isinstance(images, Tensor) or len({image.shape for image in images}) == 1:
+            stacked = images if isinstance(images, Tensor) else torch.stack(list(images))
+            content, geometry = self.fit(stacked)
+            size = (int(content.shape[-2]), int(content.shape[-1]))
+            return ImageBatch(self.normalise(self.pad(content)), (size,) * len(images), (geometry,) * len(images))
+        fitted = [self.fit(image[None]) for image in images]
+        pixels = self.normalise(torch.cat([self.pad(content) for content, _ in fitted]))
+        sizes = tuple((int(content.shape[-2]), int(content.shape[-1])) for content, _ in fitted)
+        return ImageBatch(pixels, sizes, tuple(geometry for _, geometry in fitted))
 
-    def _fit(self, images: Tensor) -> tuple[Tensor, Geometry, tuple[int, int]]:
-        """Equal-sized pictures ``[B, 3, h, w]`` uint8 laid on the canvas, still uint8."""
+    def content_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width on the canvas of a picture of that size, without padding."""
+        if self.policy != "letterbox":
+            return self.size
+        canvas_h, canvas_w = self.size
+        ratio = min(canvas_h / height, canvas_w / width)
+        return min(max(round(height * ratio), 1), canvas_h), min(max(round(width * ratio), 1), canvas_w)
+
+    def fit(self, images: Tensor) -> tuple[Tensor, Geometry]:
+        """Equal-sized pictures ``[B, 3, h, w]`` uint8 resized and cut as the policy says, still uint8, not padded."""
         height, width = int(images.shape[-2]), int(images.shape[-1])
         canvas_h, canvas_w = self.size
-        if self.policy == "stretch":
-            resized = (canvas_h, canvas_w)
-        elif self.policy == "crop":
+        resized = self.content_size(height, width)
+        if self.policy == "crop":
             ratio = max(canvas_h / height, canvas_w / width) / self.crop_fraction
             resized = (max(round(height * ratio), canvas_h), max(round(width * ratio), canvas_w))
-        else:
-            ratio = min(canvas_h / height, canvas_w / width)
-            resized = (
-                min(max(round(height * ratio), 1), canvas_h),
-                min(max(round(width * ratio), 1), canvas_w),
-            )
         scale = (resized[0] / height, resized[1] / width)
-        if resized != (height, width):
-            images = F.interpolate(images, resized, mode=self.interpolation, antialias=True)
+        images = self.resize(images, resized)
         if self.policy == "letterbox":
-            images = F.pad(images, (0, canvas_w - resized[1], 0, canvas_h - resized[0]))
-            return images, Geometry((height, width), scale), resized
+            return images, Geometry((height, width), scale)
         top, left = (resized[0] - canvas_h) // 2, (resized[1] - canvas_w) // 2
         images = images[..., top : top + canvas_h, left : left + canvas_w]
-        return images, Geometry((height, width), scale, (-top, -left)), self.size
+        return images, Geometry((height, width), scale, (-top, -left))
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        scale = 1 / (255 * torch.tensor(self.std, device=images.device)).view(3, 1, 1)
-        shift = -(torch.tensor(self.mean, device=images.device) / torch.tensor(self.std, device=images.device))
-        return torch.addcmul(shift.view(3, 1, 1), images.float(), scale)
+    def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Pictures ``[B, 3, h, w]`` uint8 at another size, antialiased."""
+        if tuple(images.shape[-2:]) == size:
+            return images
+        return F.interpolate(images, size, mode=self.interpolation, antialias=True)
+
+    def pad(self, content: Tensor) -> Tensor:
+        """Content ``[B, 3, h, w]`` at the top left of a black canvas ``[B, 3, H, W]``."""
+        below, beside = self.size[0] - content.shape[-2], self.size[1] - content.shape[-1]
+        return F.pad(content, (0, beside, 0, below)) if below or beside else content
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Bytes ``[..., 3, H, W]`` to normalised float32."""
+        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
+        return torch.addcmul(-mean / std, images.float(), 1 / (255 * std))
 
     def denormalise(self, pixels: Tensor) -> Tensor:
         """Normalised pixels ``[..., 3, H, W]`` back to [0, 1]."""
