@@ -1,0 +1,71 @@
+"""What is kept when a loss becomes non-finite: weights, batch and random seed, enough to replay that one step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saccade.data.loader import Batch
+from saccade.engine.checkpoint import build_described, describe_model, load_weights, read_container, write_container
+from saccade.models.base import VisionModel
+from saccade.types import ClassTarget, Geometry, ImageBatch, Losses
+
+_WEIGHTS = "model."
+
+
+def seed_step(*numbers: int) -> None:
+    """Seed torch from (seed, step, batch of the step, process): a step's randomness depends on nothing before it."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def save_failure(
+    path: Path, model: VisionModel[Any, Any, Any], batch: Batch, seeds: tuple[int, ...], about: Mapping[str, Any]
+) -> None:
+    """Write the step that failed.
+
+    Raises:
+        RunError: where the file cannot be written.
+    """
+    tensors: dict[str, Tensor] = {f"{_WEIGHTS}{key}": value for key, value in model.state_dict().items()}
+    tensors["pixels"] = batch.images.pixels
+    tensors["labels"] = torch.stack([target.label for target in batch.targets])
+    header = {
+        **describe_model(model),
+        **about,
+        "seeds": list(seeds),
+        "sources": list(batch.sources),
+        "sizes": batch.images.sizes,
+        "geometries": [dataclasses.asdict(geometry) for geometry in batch.images.geometries],
+        "training": sorted(name for name, module in model.named_modules() if module.training),
+    }
+    write_container(path, tensors, header, "batch")
+
+
+def replay(path: str | Path) -> Losses:
+    """Compute the losses of the step saved in ``failure.safetensors`` again, for a look at where they break.
+
+    Raises:
+        WeightsError: where the file is not one, or is damaged.
+    """
+    tensors, header = read_container(path, "batch")
+    model = build_described(header, where=str(path))
+    weights = {key.removeprefix(_WEIGHTS): value for key, value in tensors.items() if key.startswith(_WEIGHTS)}
+    load_weights(model, weights, where=str(path))
+    is_training = set(header["training"])
+    for name, module in model.named_modules():
+        module.training = name in is_training
+    images = ImageBatch(
+        tensors["pixels"],
+        tuple((height, width) for height, width in header["sizes"]),
+        tuple(Geometry(*(tuple(pair) for pair in geometry.values())) for geometry in header["geometries"]),
+    )
+    targets = [ClassTarget(label) for label in tensors["labels"]]
+    seed_step(*header["seeds"])
+    losses: Losses = model.loss(model(images, targets), targets)
+    return losses

@@ -1,0 +1,161 @@
+"""The run folder: where a training writes, and what it says about the machine it ran on.
+
+config.json        model, training config and data, enough to build all of it again
+environment.json   versions, device, processor, threads, seed
+history.jsonl      one line per step and per epoch; no clock in it, so that equal runs give equal files
+last.ckpt          state to resume from
+best.safetensors   the best model so far, ready to use
+metrics.json       figures of the best model, when the run is finished
+failure.safetensors  the batch that made the loss non-finite, if one did
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from saccade.errors import RunError
+
+
+class RunFolder:
+    """One run on disk. Only the first process of a distributed run writes; elsewhere the writing methods do nothing.
+
+    Args:
+        path: the folder.
+        is_writer: whether this process writes.
+    """
+
+    def __init__(self, path: str | Path, *, is_writer: bool = True) -> None:
+        self.path = Path(path)
+        self.is_writer = is_writer
+
+    @property
+    def last(self) -> Path:
+        """State to resume from."""
+        return self.path / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The best model so far."""
+        return self.path / "best.safetensors"
+
+    @property
+    def history(self) -> Path:
+        """One line per step and per epoch."""
+        return self.path / "history.jsonl"
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            RunError: where it exists already with something in it, or cannot be written.
+        """
+        if not self.is_writer:
+            return
+        try:
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                remedy = "choose another --out, or continue that run with --resume"
+                raise RunError("the run folder exists already", where=str(self.path), remedy=remedy)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.history.touch()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def check_resumable(self) -> None:
+        """Refuse a folder that holds no state to resume from.
+
+        Raises:
+            RunError: where the folder or its ``last.ckpt`` does not exist.
+        """
+        if not self.path.is_dir():
+            raise RunError(
+                "there is no such run folder", where=str(self.path), remedy="check the path given to --resume"
+            )
+        if not (self.last.is_file() and (self.path / "config.json").is_file()):
+            remedy = "delete the folder and start the run again"
+            raise RunError("the run stopped before its first checkpoint", where=str(self.path), remedy=remedy)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write ``content`` to the file ``name`` in one atomic step.
+
+        Raises:
+            RunError: where it cannot be written.
+        """
+        if not self.is_writer:
+            return
+        temporary = self.path / f".{name}.{os.getpid()}"
+        try:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            temporary.replace(self.path / name)
+        except OSError as error:
+            raise _unwritable(self.path / name, error) from error
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Content of the file ``name``.
+
+        Raises:
+            RunError: where it is missing or damaged.
+        """
+        try:
+            content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{name} cannot be read ({error})", where=str(self.path)) from error
+        return content
+
+    def append_history(self, line: Mapping[str, Any]) -> None:
+        """Add one line to the history.
+
+        Raises:
+            RunError: where it cannot be written.
+        """
+        if not self.is_writer:
+            return
+        try:
+            with self.history.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise _unwritable(self.history, error) from error
+
+    def history_size(self) -> int:
+        """Bytes of the history so far."""
+        return self.history.stat().st_size if self.is_writer else 0
+
+    def cut_history(self, size: int) -> None:
+        """Drop what was written after the checkpoint; those steps are about to be taken again.
+
+        Raises:
+            RunError: where the history is shorter than it was at the checkpoint.
+        """
+        if not self.is_writer:
+            return
+        if not self.history.is_file() or self.history_size() < size:
+            raise RunError("the history was shortened since the checkpoint", where=str(self.history))
+        os.truncate(self.history, size)
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Hold back Ctrl-C until the end of the block, so that no step is left half done."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield
+        return
+    caught: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: caught.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if caught:
+        previous(*caught[0])
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    reason = error.strerror or str(error)
+    return RunError(f"cannot be written ({reason})", where=str(path), remedy="free some space or choose another --out")
