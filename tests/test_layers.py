@@ -1,4 +1,5 @@
-"""Imports run only downwards. Each line of LAYERS may import from the lines below it; names on one line do not know each other."""
+"""Imports run only downwards. Each line of LAYERS may import from the lines below it; names on one line do not know
+each other."""
 
 from __future__ import annotations
 

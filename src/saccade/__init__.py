@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saccade.api import create, data, evaluate, explain, load, models, predict, train
+    from saccade.api import create, evaluate, explain, load, predict, train
     from saccade.errors import SaccadeError
     from saccade.registry import register
 
@@ -24,11 +24,9 @@ __version__ = "0.1.0"
 _HOME = {
     "SaccadeError": "saccade.errors",
     "create": "saccade.api",
-    "data": "saccade.api",
     "evaluate": "saccade.api",
     "explain": "saccade.api",
     "load": "saccade.api",
-    "models": "saccade.api",
     "predict": "saccade.api",
     "register": "saccade.registry",
     "train": "saccade.api",
@@ -38,11 +36,9 @@ __all__ = [
     "SaccadeError",
     "__version__",
     "create",
-    "data",
     "evaluate",
     "explain",
     "load",
-    "models",
     "predict",
     "register",
     "train",

@@ -25,6 +25,9 @@ from torch import Tensor
 
 from saccade.errors import ImageError, InputError
 
+ImageSource = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
+"""What a picture may be given as."""
+
 MAX_PIXELS = 100_000_000
 """Largest picture that is decoded, in pixels: 10,000 x 10,000, which takes 0.3 GB as RGB bytes."""
 

@@ -1,16 +1,17 @@
 """Faster copies of a model for inference: fused batch norm, channels-last, bfloat16 or 8-bit linear layers.
 
-Nothing here is trusted: ``engine.predict`` runs every candidate beside the float32 original on the user's own pictures and keeps
-it only where it is faster and agrees.
+Nothing here is trusted: ``engine.predict`` runs every candidate beside the float32 original on the user's own pictures
+and keeps it only where it is faster and agrees.
 
-8-bit: weights are rounded per output channel, activations per picture while it runs (dynamic quantization, Jacob et al. 2018,
-arXiv 1712.05877), with torch's own oneDNN kernels. The scale of an activation is shared by a whole call, so pictures are run one
-at a time: no prediction depends on the pictures beside it.
+8-bit: weights are rounded per output channel, activations per picture while it runs (dynamic quantization, Jacob et
+al. 2018, arXiv 1712.05877), with torch's own oneDNN kernels. The scale of an activation is shared by a whole call, so
+pictures are run one at a time: no prediction depends on the pictures beside it.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,12 +71,12 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 def fuse_batch_norms(model: nn.Module) -> int:
     """Fold every batch norm that directly follows a convolution into it, in place; returns how many.
 
-    Two modules count as neighbours when they are declared one after the other with fitting widths. That is a convention, not a
-    proof, which is why the caller compares outputs afterwards.
+    Two modules count as neighbours when they are declared one after the other with fitting widths. That is a
+    convention, not a proof, which is why the caller compares outputs afterwards.
     """
     count = 0
     children = list(model.named_children())
-    for (conv_name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
+    for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
         if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
             continue
         if conv.out_channels != norm.num_features or norm.running_mean is None:

@@ -1,7 +1,8 @@
 """Prediction: load once, predict many; faster than the model as written, and checked against it.
 
-The first pictures of a long list are run through the float32 model and through faster copies of it (``engine.fast``). The
-fastest copy that gives the same top-1 label on at least 99 % of them, and no probability further off than 0.02, does the rest.
+The first pictures of a long list are run through the float32 model and through faster copies of it (``engine.fast``).
+The fastest copy that gives the same top-1 label on at least 99 % of them, and no probability further off than 0.02,
+does the rest.
 """
 
 from __future__ import annotations

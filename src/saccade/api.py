@@ -1,0 +1,305 @@
+"""The verbs as Python functions: create, load, train, evaluate, predict, explain; the command line calls them too."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from saccade.config import from_dict, override
+from saccade.data.source import open_data
+from saccade.errors import ConfigError, WeightsError
+from saccade.models.base import VisionModel
+
+if TYPE_CHECKING:
+    from saccade.data.decode import ImageSource
+    from saccade.engine.evaluate import Evaluation
+    from saccade.engine.train import StepRecord
+    from saccade.explain.heatmap import Heatmap
+    from saccade.types import Classification
+
+AnyModel = VisionModel[Any, Any, Any]
+
+SOURCES = ("timm/", "torchvision/", "transformers/")
+"""Prefixes of published sources; nothing is downloaded unless such a name is given to ``load``."""
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
+    overrides: Sequence[str] | Mapping[str, Any] | None = None,
+) -> AnyModel:
+    """A model from the registry, with random weights.
+
+    Args:
+        name: a registry name (``saccade models`` lists them), or ``timm/NAME`` for any convolutional timm backbone.
+        num_classes: number of foreground classes; follows from ``classes`` where they are given.
+        classes: names of the classes.
+        overrides: config fields to replace: ``{"backbone.depth": 6}`` or ``["backbone.depth=6"]``.
+
+    Raises:
+        UnknownNameError: with the nearest name.
+        ConfigError: where an override does not fit.
+
+    Example:
+        >>> model = saccade.create("vit_s16", classes=["cat", "dog"], overrides={"backbone.mlp": "swiglu"})
+    """
+    from saccade.models.build import create as build
+
+    return build(name, num_classes=num_classes, classes=classes, overrides=overrides)
+
+
+def load(source: str | Path) -> AnyModel:
+    """A model with weights: a Saccade file, a run folder, or a published source.
+
+    Args:
+        source: ``best.safetensors``, the run folder that holds it, or ``timm/...``, ``torchvision/...``,
+            ``transformers/...`` (downloaded by those libraries, only because you asked).
+
+    Raises:
+        WeightsError: where the file is missing, damaged, foreign, or the source cannot be reached.
+
+    Example:
+        >>> model = saccade.load("runs/shoes")
+    """
+    from saccade.engine.checkpoint import load_model
+    from saccade.registry import names
+
+    path = Path(source)
+    if path.is_dir():
+        return load_model(path / "best.safetensors")
+    if path.exists():
+        return load_model(path)
+    text = str(source)
+    if text.startswith(SOURCES):
+        from saccade.models.build import from_source
+
+        return from_source(text)
+    if text in names():
+        remedy = f"train it first (saccade train {text} DATA) and give the run folder"
+        raise WeightsError("this is an architecture without weights", where=text, remedy=remedy)
+    expected = "a .safetensors file, a run folder, or a source such as timm/NAME"
+    raise WeightsError("there is no such file", where=text, expected=expected)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished training.
+
+    Attributes:
+        folder: the run folder; ``best.safetensors`` and ``report.html`` are in it.
+        model: the best model.
+        metrics: its figures on the validation split.
+    """
+
+    folder: Path
+    model: AnyModel
+    metrics: Mapping[str, Any]
+
+
+def train(
+    model: str | AnyModel,
+    data: str | Path | object,
+    *,
+    out: str | Path | None = None,
+    weights: str | Path | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train a model to the end and return the finished run.
+
+    Args:
+        model: a registry name, or a model (its classes must be those of the data).
+        data: anything ``open_data`` knows: folder, CSV, idx files, embedded name, data-set objects.
+        out: run folder to create; default ``runs/NAME``, numbered where that exists.
+        weights: start from this file or published source; a head for other classes is made anew.
+        quiet: no live progress.
+        settings: fields of ``TrainConfig``: epochs, batch_size, learning_rate, freeze, seed, ...
+
+    Raises:
+        SaccadeError: where data, config, weights or folder are wrong.
+
+    Example:
+        >>> run = saccade.train("vit_nano_p4_28", "fashion_mnist", epochs=3, out="runs/first")
+        >>> run.model, run.metrics["top1"]
+    """
+    from saccade.console import new_console, show_training
+
+    folder, records = start(model, data, out=out, weights=weights, settings=settings)
+    show_training(records, new_console(), quiet=quiet)
+    return finished(folder)
+
+
+def start(
+    model: str | AnyModel,
+    data: str | Path | object,
+    *,
+    out: str | Path | None = None,
+    weights: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+    strict: bool = False,
+) -> tuple[Path, Iterator[StepRecord]]:
+    """Prepare a training: its run folder, and the records that run it while they are taken.
+
+    Args:
+        model: a registry name or a model.
+        data: anything ``open_data`` knows.
+        out: run folder to create.
+        weights: file or published source to start from.
+        settings: fields of ``TrainConfig``.
+        assignments: dotted overrides, ``model.backbone.depth=6`` or ``train.clip_norm=1``.
+        strict: fail on corrupt files and on classes that do not match between splits.
+    """
+    import torch
+
+    from saccade.engine.plan import TrainConfig
+    from saccade.engine.train import train as run
+
+    source = open_data(data, strict=strict)
+    parts = _sorted_by_part(assignments)
+    config = override(from_dict(TrainConfig, {"strict": strict, **(settings or {})}), parts["train"])
+    name = model if isinstance(model, str) else type(model).__name__.lower()
+    if isinstance(model, str):
+        torch.manual_seed(config.seed)
+        model = create(model, classes=source.classes.names, overrides=parts["model"])
+    elif parts["model"]:
+        raise ConfigError("model.* overrides need a model by name", where=parts["model"][0])
+    if weights is not None:
+        from saccade.models.build import initialise
+
+        model = initialise(model, weights)
+    folder = Path(out) if out is not None else _free_folder(name)
+    return folder, run(model, source, config, out=folder, name=name)
+
+
+def resume(folder: str | Path) -> tuple[Path, Iterator[StepRecord]]:
+    """Go on with an interrupted run; the result is the same as if it had never been interrupted."""
+    from saccade.engine.train import resume as run
+
+    return Path(folder), run(folder)
+
+
+def finished(folder: str | Path) -> Run:
+    """The result of a run that has come to its end."""
+    from saccade.engine.run import RunFolder
+
+    run = RunFolder(folder)
+    return Run(run.path, load(run.best), run.read_json("metrics.json"))
+
+
+def evaluate(
+    model: str | Path | AnyModel,
+    data: str | Path | object,
+    *,
+    split: str | None = None,
+    strict: bool = False,
+    **settings: Any,
+) -> Evaluation:
+    """Score a model on labelled pictures.
+
+    Args:
+        model: a model, file, run folder or published source.
+        data: anything ``open_data`` knows.
+        split: ``train``, ``val`` or ``test``; by default the one that is held out.
+        strict: fail on a corrupt file or a class that does not match, instead of reporting it.
+        settings: fields of ``EvaluateConfig``: batch_size, workers, ...
+
+    Returns:
+        Accuracy with its 95 % interval, per-class figures, confusion, calibration, the worst mistakes.
+    """
+    from saccade.engine.evaluate import EvaluateConfig
+    from saccade.engine.evaluate import evaluate as score
+
+    source = open_data(data, strict=strict)
+    config = from_dict(EvaluateConfig, {"strict": strict, **settings})
+    return score(as_model(model), source.split(split or source.held_out), config)
+
+
+def predict(
+    model: str | Path | AnyModel,
+    images: ImageSource | Sequence[ImageSource],
+    *,
+    batch_size: int = 32,
+    speed: Literal["auto", "exact"] = "auto",
+) -> list[Classification]:
+    """What the model sees in pictures, one prediction per picture.
+
+    Args:
+        model: a model, file, run folder or published source.
+        images: paths, bytes, PIL pictures, uint8 arrays or tensors; one or a list.
+        batch_size: pictures per forward pass.
+        speed: ``auto`` may use a faster copy of the model on long lists, after checking on your own pictures that it
+            agrees with the float32 model; ``exact`` never does.
+
+    Raises:
+        ImageError: naming the picture that cannot be read.
+        InputError: where an array is not clearly a picture.
+    """
+    from saccade.engine.predict import PredictConfig, Predictor
+
+    several = images if isinstance(images, list | tuple) else [images]
+    return Predictor(as_model(model), PredictConfig(batch_size=batch_size, speed=speed))(several)
+
+
+def explain(
+    model: Any,
+    image: ImageSource,
+    *,
+    of: str | int | Classification | None = None,
+    against: str | int | None = None,
+    method: Any = "auto",
+    layer: str = "final",
+    verdict: bool = True,
+) -> Heatmap:
+    """Which pixels decided about one class, and how far the answer can be trusted.
+
+    Args:
+        model: a model, file, run folder or published source; or any ``torch.nn.Module`` classifier.
+        image: path, bytes, PIL picture, uint8 array or tensor.
+        of: class name, label, or a prediction (its likeliest class); default the predicted class.
+        against: a second class: why the first one and not this one.
+        method: name of a method (``saccade explain --method``), or an explainer object; ``auto`` chooses by the
+            architecture.
+        layer: declared layer for methods that read one.
+        verdict: measure how far the map can be trusted (at most 60 forward passes of one small batch).
+
+    Example:
+        >>> heat = saccade.explain(model, "photo.jpg", of="sneaker", method="gradcam")
+        >>> heat.verdict.status, heat.map.shape
+        >>> heat.save("why.png")
+    """
+    from saccade.explain.explain import explain as run
+
+    ready = as_model(model) if isinstance(model, str | Path) else model
+    return run(ready, image, of=of, against=against, method=method, layer=layer, verdict=verdict)
+
+
+def as_model(model: str | Path | AnyModel) -> AnyModel:
+    """The model itself, or the one loaded from where ``model`` points to."""
+    return load(model) if isinstance(model, str | Path) else model
+
+
+def _sorted_by_part(assignments: Sequence[str]) -> dict[str, list[str]]:
+    """Dotted overrides by what they are for, without the first word."""
+    parts: dict[str, list[str]] = {"model": [], "train": []}
+    for assignment in assignments:
+        part, dot, rest = assignment.partition(".")
+        if not dot or part not in parts:
+            expected = "model.<field>=value or train.<field>=value"
+            raise ConfigError(
+                f"override {assignment!r} does not say what it belongs to", where="--set", expected=expected
+            )
+        parts[part].append(rest)
+    return parts
+
+
+def _free_folder(name: str) -> Path:
+    """``runs/NAME``, or the first of ``runs/NAME-2`` ... that does not exist."""
+    base = Path("runs") / name.replace("/", "-")
+    numbered = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
+    return base if not base.exists() else next(folder for folder in numbered if not folder.exists())

@@ -1,0 +1,112 @@
+"""Results for people: tables, live progress, one line per fact, on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from saccade.data.inspect import Inspection
+    from saccade.engine.evaluate import Evaluation
+    from saccade.engine.train import StepRecord
+
+
+def new_console() -> Console:
+    """A console that does not colour numbers by itself and never cuts a line."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A plain table, first column left, the rest right."""
+    result = Table(box=None, pad_edge=False, header_style="bold")
+    for index, title in enumerate(head):
+        result.add_column(title, justify="left" if index == 0 else "right")
+    for row in rows:
+        result.add_row(*(str(cell) for cell in row))
+    return result
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage; a dash where it is undefined."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as minutes:seconds."""
+    if seconds is None:
+        return "–"
+    whole = round(seconds)
+    return (
+        f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+        if whole >= 3600
+        else f"{whole // 60}:{whole % 60:02d}"
+    )
+
+
+def print_evaluation(evaluation: Evaluation, console: Console, *, worst: int = 5) -> None:
+    """Headline with interval, the other figures, the classes, the worst mistakes."""
+    low, high = evaluation.interval
+    headline = evaluation.metrics[evaluation.headline]
+    console.print(
+        f"[bold]{evaluation.headline} {percent(headline)}[/bold]  (95 % interval {percent(low)} to {percent(high)}) "
+        f"on {evaluation.num_images} images, {evaluation.images_per_second:.0f} images/s"
+    )
+    others = [f"{name} {value:.3f}" for name, value in evaluation.metrics.items() if value is not None]
+    console.print("  ".join(others))
+    rows = [
+        (figures.name, percent(figures.precision), percent(figures.recall), percent(figures.f1), figures.support)
+        for figures in evaluation.per_class
+    ]
+    console.print()
+    console.print(table(["class", "precision", "recall", "F1", "images"], rows))
+    if evaluation.missing_classes:
+        console.print(f"\nno image of: {', '.join(evaluation.missing_classes)}")
+    for line in evaluation.skipped[:worst]:
+        console.print(f"skipped: {line}")
+    if len(evaluation.skipped) > worst:
+        console.print(f"... and {len(evaluation.skipped) - worst} more skipped")
+    if evaluation.mistakes:
+        console.print("\nworst mistakes")
+    for mistake in evaluation.mistakes[:worst]:
+        console.print(f"  {mistake.source}: {mistake.predicted} {percent(mistake.score)}, is {mistake.true}")
+
+
+def print_inspection(inspection: Inspection, console: Console) -> None:
+    """Format, splits, classes per split, and what is wrong."""
+    facts: dict[str, Any] = inspection.to_dict()
+    console.print(f"[bold]{facts['name']}[/bold]: {facts['format']}")
+    splits: dict[str, dict[str, int]] = facts["splits"]
+    rows = [[name, *(counts.get(name, 0) for counts in splits.values())] for name in facts["classes"]]
+    rows.append(["in all", *(sum(counts.values()) for counts in splits.values())])
+    console.print(table(["class", *splits], rows))
+    for key in ("sizes", "modes"):
+        console.print(f"{key}: {facts[key]}")
+    problems = facts["problems"]
+    console.print("\n".join(f"- {line}" for line in problems) if problems else "nothing wrong was found")
+
+
+def show_training(records: Iterable[StepRecord], console: Console, *, quiet: bool = False) -> None:
+    """Run a training to its end and show it live: loss, learning rate, throughput, time left; one line per epoch."""
+    columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %  {task.description}"))
+    is_hidden = quiet or not console.is_terminal
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=is_hidden) as bar:
+        work = bar.add_task("starting", total=1.0)
+        for record in records:
+            if quiet:
+                continue
+            pace = f"{record.images_per_second:.0f} images/s" if record.images_per_second > 0 else ""
+            words = f"epoch {record.epoch}  loss {record.total:.3f}  lr {record.learning_rate:.1e}  {pace}"
+            bar.update(work, completed=record.progress, description=f"{words}  {clock(record.seconds_left)} left")
+            for note in record.notes:
+                bar.console.print(f"note: {note}")
+            if record.kind == "epoch":
+                shown = [f"{name} {value:.4f}" for name, value in record.metrics.items()]
+                mark = "  best so far" if record.is_best else ""
+                bar.console.print(f"epoch {record.epoch}: loss {record.total:.4f}  {'  '.join(shown)}  {pace}{mark}")
+                for layer, shares in enumerate(record.expert_load):
+                    loads = " ".join(f"{share:.0%}" for share in shares)
+                    bar.console.print(f"  expert load, routed layer {layer}: {loads}")
