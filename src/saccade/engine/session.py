@@ -117,19 +117,18 @@ class Session:
     def _set_up(self) -> None:
         """Hand model and optimizer to Fabric; from here on the model is where it trains."""
         config, model = self.config, self.model
-        view = self.feed.view(model)
-        if config.compile:
-            view.compile()
-        module = _Forward(view)
         model.to(self.fabric.device)
+        self.average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
         groups = parameter_groups(
             model, weight_decay=config.weight_decay, spared=model.no_decay(), head_multiplier=config.head_multiplier
         )
         if not groups:
             raise ConfigError("every parameter is frozen", where="freeze", remedy="leave the head out of it")
         self.optimizer = build_optimizer(config.optimizer, groups, config.learning_rate)
-        self.module, self.stepper = self.fabric.setup(module, self.optimizer)
-        self.average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
+        view = self.feed.view(model)
+        if config.compile:
+            view.compile()
+        self.module, self.stepper = self.fabric.setup(_Forward(view), self.optimizer)
 
     @property
     def is_finished(self) -> bool:
@@ -211,13 +210,13 @@ class Session:
         figures = {key: value / steps for key, value in self._sums.items()}
         load = [] if self._load is None else (self._load / steps).tolist()
         rate = self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["rate_multiplier"]
+        self.notes += [*dead_experts(load), *(f"skipped {problem}" for problem in self.feed.new_skipped())]
         record = dataclasses.replace(
             self._record("epoch", figures, rate),
             metrics=metrics,
             evaluations=evaluations,
             is_best=is_best,
             expert_load=tuple(tuple(layer) for layer in load),
-            notes=(*dead_experts(load), *(f"skipped {problem}" for problem in self.feed.new_skipped())),
         )
         self._sums, self._load = defaultdict(float), None
         self._keep(record)

@@ -1,0 +1,68 @@
+"""Small data and small models for the engine; also imported by ``child.py``, which runs them in other processes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from saccade.data.dataset import ArrayDataset
+from saccade.data.source import DataSource
+from saccade.models.build import create
+from saccade.types import Classes
+
+NAMES = ("red", "green", "blue", "grey", "dark")
+
+
+def make_dataset(count: int, seed: int = 0, names: tuple[str, ...] = NAMES, size: int = 32) -> ArrayDataset:
+    """Noisy pictures whose colour is their class."""
+    generator = torch.Generator().manual_seed(seed)
+    colours = {
+        "red": (200, 60, 60),
+        "green": (60, 200, 60),
+        "blue": (60, 60, 200),
+        "grey": (150, 150, 150),
+        "dark": (30, 30, 30),
+    }
+    labels = torch.arange(count) % len(names)
+    base = torch.tensor([colours[name] for name in names])[labels][:, :, None, None]
+    noise = torch.randint(-30, 31, (count, 3, size, size), generator=generator)
+    return ArrayDataset((base + noise).clamp(0, 255).to(torch.uint8), labels, Classes(names), f"colours{seed}", "CC0")
+
+
+def make_source(train: int = 40, val: int = 15) -> DataSource:
+    splits = {"train": make_dataset(train, 0), "val": make_dataset(val, 1)}
+    return DataSource(splits, Classes(NAMES), "colours", "colours")
+
+
+def make_model(name: str = "vit_average_test", seed: int = 0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return create(name)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def source():
+    return make_source()
+
+
+@pytest.fixture
+def dataset():
+    return make_dataset
+
+
+@pytest.fixture
+def model():
+    return make_model()
+
+
+@pytest.fixture
+def new_model():
+    return make_model
