@@ -32,6 +32,8 @@ from saccade.types import ImageBatch
 
 AugmentPreset = Literal["none", "light", "standard"]
 
+_Words = np.ndarray[Any, np.dtype[np.uint64]]
+
 _NUM_DRAWS = 12
 """Uniform numbers per sample and epoch, each used for one purpose: switching one option on leaves the others alone."""
 
@@ -208,13 +210,12 @@ class Key:
         return _scramble(state ^ np.asarray(self.indices, dtype=np.uint64)) >> np.uint64(1)
 
 
-def _scramble(values: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, Any]:
+def _scramble(values: _Words) -> _Words:
     """SplitMix64's finaliser (Steele, Lea, Flood 2014): neighbouring counters give unrelated bits."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    scrambled: np.ndarray[Any, np.dtype[np.uint64]] = values ^ (values >> np.uint64(31))
-    return scrambled
+    return values ^ (values >> np.uint64(31))
 
 
 @contextmanager
