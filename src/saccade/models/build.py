@@ -1,21 +1,39 @@
-"""From a name to a model: the one place where models are put together."""
+"""From a name, a config or a published source to a model: the one place where models are put together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from saccade.backbones.timm import TimmConfig
-from saccade.config import from_dict, override, to_dict
-from saccade.errors import ConfigError, UnknownNameError
+from saccade.config import from_dict, override
+from saccade.errors import ConfigError, UnknownNameError, WeightsError
 from saccade.models.base import ModelConfig, VisionModel
 from saccade.models.classifier import ClassifierConfig
+from saccade.ops.image import Preprocess
 from saccade.registry import lookup
-from saccade.types import Classes
+from saccade.types import Classes, ImageBatch
+from saccade.weights import timm, torchvision, transformers
+from saccade.weights.files import SUFFIXES, read_state_dict, recognise
+from saccade.weights.published import Published
+from saccade.weights.transfer import TransferReport, load_matching
 
 AnyModel = VisionModel[Any, Any, Any]
+
 CONFIG_KINDS: dict[str, type[ModelConfig]] = {"classifier": ClassifierConfig}
 """Every kind of model config, by its ``kind`` field."""
+
+SOURCES: dict[str, Callable[[str], Published]] = {
+    "timm": timm.fetch,
+    "torchvision": torchvision.fetch,
+    "transformers": transformers.fetch,
+}
+"""Where published weights come from; ``SOURCE/NAME`` names one of them."""
 
 
 def create(
@@ -36,21 +54,20 @@ def create(
         UnknownNameError: with the nearest name.
         ConfigError: where an override or the number of classes is wrong.
     """
-    if classes is not None:
-        classes = classes if isinstance(classes, Classes) else Classes(tuple(classes))
-        if num_classes is not None and num_classes != len(classes):
-            raise ConfigError(f"num_classes is {num_classes}, but {len(classes)} classes are named")
-        num_classes = len(classes)
     config = find_config(name)
     if overrides:
         config = override(config, overrides)
-    if num_classes is not None:
-        config = override(config, {"num_classes": num_classes})
-    return build(config, classes)
+    named = _named(num_classes, classes)
+    count = len(named) if named else num_classes
+    return build(config if count is None else override(config, {"num_classes": count}), named)
 
 
 def find_config(name: str) -> ModelConfig:
-    """The config behind a registered name or ``timm/NAME``."""
+    """The config behind a registered name or ``timm/NAME``.
+
+    Raises:
+        UnknownNameError: with the nearest name.
+    """
     source, slash, timm_name = name.partition("/")
     if slash and source == "timm":
         return ClassifierConfig(backbone=TimmConfig(name=timm_name))
@@ -71,10 +88,11 @@ def build(config: ModelConfig, classes: Classes | None = None) -> AnyModel:
 
 
 def read_config(data: Mapping[str, Any]) -> ModelConfig:
-    """A model config from plain data, as ``to_dict`` wrote it; its ``kind`` says which.
+    """A model config from plain data, as ``saccade.config.to_dict`` wrote it; its ``kind`` says which.
 
     Raises:
-        ConfigError: where the kind or a key is unknown.
+        ConfigError: where a key is unknown or a value is wrong.
+        UnknownNameError: where the kind is unknown.
     """
     kind = str(data.get("kind"))
     if kind not in CONFIG_KINDS:
@@ -82,4 +100,106 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
     return from_dict(CONFIG_KINDS[kind], data)
 
 
-__all__ = ["AnyModel", "build", "create", "find_config", "read_config", "to_dict"]
+def from_source(
+    source: str, num_classes: int | None = None, classes: Classes | Sequence[str] | None = None
+) -> AnyModel:
+    """A published classifier with its weights, classes and preprocessing; downloads where the cache has it not.
+
+    Args:
+        source: ``timm/NAME[.TAG]``, ``torchvision/NAME`` or ``transformers/OWNER/NAME``.
+        num_classes: replace the head by a fresh one for this many classes.
+        classes: replace the head by a fresh one for these classes.
+
+    Raises:
+        UnknownNameError: where the source or the name is unknown.
+        WeightsError: where the weights cannot be had, or our model does not compute what the original does.
+    """
+    return adopt(fetch(source), num_classes, classes)
+
+
+def fetch(source: str) -> Published:
+    """The published classifier ``SOURCE/NAME``, translated."""
+    kind, _, name = source.partition("/")
+    if kind not in SOURCES or not name:
+        raise UnknownNameError("source of weights", source, [f"{known}/NAME" for known in SOURCES])
+    return SOURCES[kind](name)
+
+
+def adopt(
+    published: Published, num_classes: int | None = None, classes: Classes | Sequence[str] | None = None
+) -> AnyModel:
+    """Our model of a published classifier, held against the original before its head is replaced.
+
+    Raises:
+        WeightsError: where the two do not compute the same.
+    """
+    config = from_dict(ClassifierConfig, published.config)
+    model = build(config, Classes(published.classes) if published.classes else None)
+    report = load_matching(model, published.state)
+    if report.fresh or report.left:
+        raise WeightsError(f"the translation is incomplete: {report}", where=published.origin)
+    _hold_against(model, published)
+    named = _named(num_classes, classes)
+    count = len(named) if named else num_classes
+    if count is None or (named is None and count == config.num_classes):
+        return model
+    if named == model.classes:
+        return model
+    changed = build(override(config, {"num_classes": count}), named)
+    load_matching(changed, published.state, takes_head=False)
+    return changed
+
+
+def load_weights(model: AnyModel, source: str | Path) -> TransferReport:
+    """Load a file of weights or a published source into a model: all of the backbone, the head where it fits.
+
+    Mean and standard deviation of the pixels are taken over from a published source; a plain file does not tell them.
+    The head is taken where its shape fits and, as far as both are told, its classes are the model's.
+
+    Raises:
+        WeightsError: where the file is damaged or of another architecture; the model stays as it was.
+    """
+    if Path(source).suffix in SUFFIXES or Path(source).is_file():
+        state = read_state_dict(source)
+        try:
+            return load_matching(model, recognise(state).convert(state))
+        except WeightsError as error:
+            error.where = error.where or str(source)
+            raise
+    published = fetch(str(source))
+    has_classes = published.classes is None or published.classes == model.classes.names
+    report = load_matching(model, published.state, takes_head=has_classes)
+    if "preprocess" in published.config:
+        given = from_dict(Preprocess, published.config["preprocess"])
+        adopted = dataclasses.replace(model.config.preprocess, mean=given.mean, std=given.std)
+        model.config = dataclasses.replace(model.config, preprocess=adopted)
+    return report
+
+
+def _named(num_classes: int | None, classes: Classes | Sequence[str] | None) -> Classes | None:
+    if classes is None:
+        return None
+    named = classes if isinstance(classes, Classes) else Classes(tuple(classes))
+    if num_classes is not None and num_classes != len(named):
+        raise ConfigError(f"num_classes is {num_classes}, but {len(named)} classes are named", where="num_classes")
+    return named
+
+
+def _hold_against(model: AnyModel, published: Published) -> None:
+    """Compare with the original on noise: names that fit do not prove that the layers between them are the same."""
+    side_h, side_w = model.preprocess.size
+    noise: Tensor = torch.randn(1, 3, side_h, side_w, generator=torch.Generator().manual_seed(0))
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        ours, theirs = model(ImageBatch.of(noise)).logits, published.reference(noise)
+    model.train(was_training)
+    gap = float((ours - theirs).abs().max())
+    allowed = 1e-3 * max(float(theirs.abs().max()), 1.0)
+    if not gap <= allowed:
+        raise WeightsError(
+            f"our model gives other logits than the original (by {gap:.2g})",
+            where=published.origin,
+            expected=f"at most {allowed:.2g}",
+            remedy="the original has layers between backbone and head that ours has not; choose another model",
+        )

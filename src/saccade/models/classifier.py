@@ -116,16 +116,22 @@ class Classifier(VisionModel[ClassifierOutputs, ClassTarget, Classification]):
 
     def forward(self, images: ImageBatch, targets: Sequence[ClassTarget] | None = None) -> ClassifierOutputs:
         """Logits ``[B, K]``; targets change nothing."""
+        return self.classify(*self.embed(images))
+
+    def embed(self, images: ImageBatch) -> tuple[Tensor, Routing]:
+        """The pooled vectors ``[B, C]``, all that a frozen backbone contributes, and what the routers did."""
         features = self.backbone(images.pixels)
         maps = features.maps[-1]
         if self.config.pool == "token":
-            pooled = features.prefix[:, 0]
-        elif self.pool is None:
-            pooled = maps.mean(dim=(2, 3))
-        else:
-            pooled = self.pool(maps.flatten(2).transpose(1, 2))
+            return features.prefix[:, 0], features.routing
+        if self.pool is None:
+            return maps.mean(dim=(2, 3)), features.routing
+        return self.pool(maps.flatten(2).transpose(1, 2)), features.routing
+
+    def classify(self, pooled: Tensor, routing: Routing) -> ClassifierOutputs:
+        """Outputs from the pooled vectors ``[B, C]`` of ``embed``."""
         logits = self.head(self.hidden(self.dropout(self.pool_norm(pooled))))
-        return ClassifierOutputs(logits, features.routing)
+        return ClassifierOutputs(logits, routing)
 
     def loss(self, outputs: ClassifierOutputs, targets: Sequence[ClassTarget]) -> Losses:
         """Cross-entropy; with experts, the balance and router-z terms as well."""

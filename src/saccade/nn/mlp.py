@@ -33,7 +33,7 @@ def hidden_width(kind: MLPKind, width: int, ratio: float) -> int:
 
     For SwiGLU two thirds of it, at the nearest multiple of 8 that accelerators like.
     """
-    plain = int(width * ratio)
+    plain = round(width * ratio)
     return plain if kind == "mlp" else max(round(plain * 2 / 3 / 8) * 8, 8)
 
 
