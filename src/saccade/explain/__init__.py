@@ -1,1 +1,1 @@
-"""Explanation: which pixels decided, and how far to trust the answer."""
+"""Explanation: why a model says what it says, and how far that answer can be trusted."""

@@ -43,8 +43,10 @@ class Record:
         *,
         with_gradients: bool,
         at_pixels: bool,
+        is_survey: bool = False,
     ) -> None:
         self._model = model
+        self.is_survey = is_survey
         self._layers = layers
         self._sites = attention
         self._with_gradients = with_gradients
@@ -57,6 +59,8 @@ class Record:
     def run(self, images: ImageBatch) -> Any:
         """One forward pass; returns the raw outputs."""
         self._seen.clear()
+        if len(images) > 1:
+            _refuse_batch_statistics(self._model)
         self._canvas = (int(images.pixels.shape[-2]), int(images.pixels.shape[-1]))
         # A clone is an ordinary tensor even where the caller made the pixels in inference mode.
         self.pixels = images.pixels.detach().clone()
@@ -67,16 +71,16 @@ class Record:
             if self._at_pixels:
                 passed = self.pixels.clone()
             self.outputs = self._model(images.with_pixels(passed))
-        for name in (*self._layers, *(site.path for site in self._sites)):
-            if name not in self._seen:
+        for name in (*self._layers, *map(attention_key, self._sites)):
+            if name not in self._seen and not self.is_survey:
                 raise ExplainError(
                     "the forward pass never reached this layer", where=f"layer {name!r}", remedy="choose another layer"
                 )
         return self.outputs
 
-    def raw(self, name: str) -> Tensor:
-        """The activation of a layer as the model made it."""
-        return self._seen[name]
+    def all_seen(self) -> dict[str, Tensor]:
+        """Every activation by layer name and every attention by ``attention_key``, in the order they were made."""
+        return dict(self._seen)
 
     def grid(self, name: str) -> Tensor:
         """The activation of a layer laid out on the picture, ``[B, C, h, w]`` float32, without a graph."""
@@ -84,7 +88,7 @@ class Record:
 
     def attention(self) -> list[Tensor]:
         """Attention probabilities ``[B, heads, Q, N]`` of every site, in the order of the forward pass."""
-        return [self._seen[site.path] for site in self._sites]
+        return [self._seen[attention_key(site)] for site in self._sites]
 
     def scores(self, scores: Sequence[ScoreFn]) -> Tensor:
         """``[T, B]`` float32, with their graph."""
@@ -131,7 +135,8 @@ class Record:
             yield grid
 
     def take(self, name: str, activation: Tensor) -> Tensor:
-        """Keep an activation and return what the model goes on with."""
+        """Keep an activation and return what the model goes on with; of several calls of a layer the last counts."""
+        self._seen.pop(name, None)
         if not self._with_gradients:
             self._seen[name] = activation.detach().clone()
             return activation
@@ -152,6 +157,7 @@ def recording(
     *,
     with_gradients: bool = True,
     at_pixels: bool = False,
+    is_survey: bool = False,
 ) -> Iterator[Record]:
     """Listens to a model for one block; ``record.run(images)`` inside it makes the forward pass.
 
@@ -161,12 +167,15 @@ def recording(
         attention: softmaxes to observe.
         with_gradients: whether gradients will be asked for; without them the whole pass runs without a graph.
         at_pixels: take gradients at the pixels; the graph then starts there.
+        is_survey: pass over layers that give no tensor or are never reached, instead of refusing them.
 
     Raises:
         ExplainError: where a layer does not exist, or was not reached.
     """
     model = unwrap(model)
-    record = Record(model, layers or {}, attention, with_gradients=with_gradients, at_pixels=at_pixels)
+    record = Record(
+        model, layers or {}, attention, with_gradients=with_gradients, at_pixels=at_pixels, is_survey=is_survey
+    )
     inner = [site for site in attention if isinstance(site, InnerAttention)]
     watch = AttentionWatch(record.take)
     handles = []
@@ -177,10 +186,10 @@ def recording(
             for site in attention:
                 module = find_module(model, site.path)
                 if isinstance(site, InnerAttention):
-                    handles.append(module.register_forward_pre_hook(watch.entering(site.path)))
+                    handles.append(module.register_forward_pre_hook(watch.entering(attention_key(site))))
                     handles.append(module.register_forward_hook(watch.leaving(), always_call=True))
                 else:
-                    handles.append(_listen(module, site.path, record, is_input=False))
+                    handles.append(_listen(module, attention_key(site), record, is_input=False))
             with watch if inner else ExitStack():
                 yield record
         finally:
@@ -250,6 +259,11 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
     return module
 
 
+def attention_key(site: AttentionSite) -> str:
+    """The name under which the attention of a site is kept, which no layer can have."""
+    return f"attention of {site.path}"
+
+
 def _listen(module: nn.Module, name: str, record: Record, *, is_input: bool) -> torch.utils.hooks.RemovableHandle:
     if is_input:
 
@@ -269,11 +283,13 @@ def _take_first(record: Record, name: str, value: Any) -> Any:
     """Record the tensor in what a module takes or gives: the value itself, or the first member of a tuple."""
     if isinstance(value, Tensor):
         return record.take(name, value)
-    if isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
+    if isinstance(value, tuple | list) and value and isinstance(value[0], Tensor):
         members = [record.take(name, value[0]), *value[1:]]
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*members)
         return type(value)(members)
+    if record.is_survey:
+        return value
     raise ExplainError(
         f"the layer gives a {type(value).__name__}",
         where=f"layer {name!r}",
@@ -312,6 +328,18 @@ def _batched_gradient(totals: Tensor, tensors: Sequence[Tensor], *, keep_graph: 
 
 def _filled(gradient: Tensor | None, tensor: Tensor, count: int) -> Tensor:
     return tensor.new_zeros((count, *tensor.shape)) if gradient is None else gradient
+
+
+def _refuse_batch_statistics(model: nn.Module) -> None:
+    """A norm without running statistics mixes the pictures of a batch, and the gradients of each with the others'."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ExplainError(
+                "this layer normalises with the statistics of the batch, so pictures influence each other",
+                where=f"layer {name!r}",
+                expected="running statistics",
+                remedy="explain one picture at a time",
+            )
 
 
 def _uses_cuda() -> bool:

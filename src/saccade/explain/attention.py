@@ -1,0 +1,143 @@
+"""Explanations by attention: rollout, and relevance by attention times gradient.
+
+Rollout: Abnar & Zuidema 2020, arXiv 2005.00928. Relevance: Chefer et al. 2021, arXiv 2103.15679 (self-attention rule).
+
+Both multiply one matrix per block. Only the row of the token that is read out is needed, so it is carried from the last
+block to the first: a vector times a matrix per block.
+
+T scores · B images · N tokens · P prefix tokens · h, w grid
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saccade.errors import ExplainError
+from saccade.explain.attribution import Attribution, ScoreFn
+from saccade.explain.record import recording
+from saccade.types import ExplainSpec, ImageBatch
+
+
+@dataclass(frozen=True)
+class AttentionRollout:
+    """How much each patch flows into the token that is read out, if attention were all that mixes; any class.
+
+    Attention is averaged over heads and, for the residual connection, with the identity.
+    """
+
+    name: ClassVar[str] = "rollout"
+    is_signed: ClassVar[bool] = False
+    is_class_agnostic: ClassVar[bool] = True
+    shares_forward: ClassVar[bool] = True
+
+    def __call__(
+        self, model: nn.Module, images: ImageBatch, scores: Sequence[ScoreFn], spec: ExplainSpec
+    ) -> Attribution:
+        """Values on the grid of patches, the same for every score."""
+        check_attention(spec)
+        with recording(model, attention=spec.attention, with_gradients=False) as record:
+            record.run(images)
+            matrices = [attention.float().mean(dim=1) for attention in record.attention()]  # [B, N, N]
+        row = rollout_row(matrices, num_prefix=spec.attention[0].num_prefix, has_class_token=spec.has_class_token)
+        values = _on_grid(row[None], images, spec)
+        return Attribution(values.expand(len(scores), *values.shape[1:]).clone())
+
+
+@dataclass(frozen=True)
+class AttentionRelevance:
+    """Attention times its gradient, positive part, gathered through all blocks: what each patch gave to the score.
+
+    The gradient is that of the probabilities after the softmax, and all heads are averaged after rectification.
+    """
+
+    name: ClassVar[str] = "relevance"
+    is_signed: ClassVar[bool] = False
+    is_class_agnostic: ClassVar[bool] = False
+    shares_forward: ClassVar[bool] = False
+
+    def __call__(
+        self, model: nn.Module, images: ImageBatch, scores: Sequence[ScoreFn], spec: ExplainSpec
+    ) -> Attribution:
+        """Values on the grid of patches."""
+        check_attention(spec)
+        num_prefix = spec.attention[0].num_prefix
+        rows = []
+        with recording(model, attention=spec.attention) as record:
+            record.run(images)
+            attention = record.attention()
+            for gradients in record.gradients(scores, attention):
+                matrices = [
+                    (a.detach().float() * g.float()).clamp_min(0).mean(dim=2)  # [t, B, N, N]
+                    for a, g in zip(attention, gradients, strict=True)
+                ]
+                rows.append(relevance_row(matrices, num_prefix=num_prefix, has_class_token=spec.has_class_token))
+        return Attribution(_on_grid(torch.cat(rows), images, spec))
+
+
+def rollout_row(matrices: Sequence[Tensor], *, num_prefix: int, has_class_token: bool) -> Tensor:
+    """The row ``[..., N]`` of the rolled-out attention ``[..., N, N]`` of the token read out; sums to 1."""
+    row, blocks = _read_out(matrices, num_prefix, has_class_token)
+    for matrix in reversed(blocks):
+        row = (row + (row[..., None, :] @ matrix)[..., 0, :]) / 2
+    return row
+
+
+def relevance_row(matrices: Sequence[Tensor], *, num_prefix: int, has_class_token: bool) -> Tensor:
+    """The row ``[..., N]`` of R - I, where R starts as I and becomes R + MR for each matrix ``[..., N, N]``.
+
+    With attention pooling the row is that of the pooling matrix times R.
+    """
+    start, blocks = _read_out(matrices, num_prefix, has_class_token)
+    row = start
+    for matrix in reversed(blocks):
+        row = row + (row[..., None, :] @ matrix)[..., 0, :]
+    # A pooling query is no patch: its own attention to the patches is evidence, not the identity.
+    return row if len(blocks) < len(matrices) else row - start
+
+
+def check_attention(spec: ExplainSpec) -> None:
+    """Refuse models without observable attention.
+
+    Raises:
+        ExplainError: naming a method that works.
+    """
+    if not spec.attention:
+        raise ExplainError(
+            "this model has no attention that can be observed", remedy="use method='hirescam' or 'gradcam'"
+        )
+
+
+def _read_out(matrices: Sequence[Tensor], num_prefix: int, has_class_token: bool) -> tuple[Tensor, Sequence[Tensor]]:
+    """The weights ``[..., N]`` with which the head reads the tokens, and the matrices of the blocks before it."""
+    last = matrices[-1]
+    if last.shape[-2] != last.shape[-1]:  # attention pooling: few queries look at all tokens
+        read = last.mean(dim=-2)
+        if len(matrices) > 1:  # it may look at the patches only
+            read = F.pad(read, (matrices[-2].shape[-1] - read.shape[-1], 0))
+        return read, matrices[:-1]
+    start = last.new_zeros(*last.shape[:-2], last.shape[-1])
+    if has_class_token:
+        start[..., 0] = 1
+    else:
+        start[..., num_prefix:] = 1 / (last.shape[-1] - num_prefix)
+    return start, matrices
+
+
+def _on_grid(rows: Tensor, images: ImageBatch, spec: ExplainSpec) -> Tensor:
+    """Rows ``[T, B, N]`` to maps ``[T, B, h, w]`` without the prefix tokens."""
+    site = spec.attention[0]
+    height, width = site.grid((int(images.pixels.shape[-2]), int(images.pixels.shape[-1])))
+    patches = rows[..., site.num_prefix :]
+    if patches.shape[-1] != height * width:
+        raise ExplainError(
+            f"{patches.shape[-1]} patch tokens do not fill a grid of {height}x{width}",
+            where=f"attention {site.path!r}",
+            remedy="correct num_prefix or grid in the model's explain_spec",
+        )
+    return patches.reshape(*patches.shape[:-1], height, width)

@@ -1,0 +1,185 @@
+"""Heat maps: evidence in the pixels of the original picture, with everything that is needed to judge and reproduce it.
+
+h, w original picture · gh, gw grid of the attribution
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saccade.errors import InputError, RunError
+from saccade.types import Geometry
+
+if TYPE_CHECKING:
+    from saccade.explain.verdict import Verdict
+
+
+@dataclass(frozen=True, eq=False)
+class Heatmap:
+    """Why a model gave one score to one picture.
+
+    Attributes:
+        map: ``[h, w]`` float32 in original pixels, in units of the method; zero where the model did not look.
+        seen: ``[h, w]`` bool, False where the picture was cropped away before the model saw it.
+        image: ``[3, h, w]`` uint8, the original picture.
+        is_signed: whether negative values mean evidence against the score.
+        is_class_agnostic: whether the map is the same whatever is asked.
+        method: the explainer with its options.
+        of: what is explained, in words ("sneaker", "sneaker rather than boot").
+        score: value of the explained score.
+        layer: layer that was read; None where it was the pixels.
+        error: relative completeness gap or Monte-Carlo error; None where the method has neither.
+        negative: share of the evidence that spoke against the score; None where unknown.
+        blank: why the map is empty; None where it is not.
+        verdict: how far the map can be trusted; None where it was not asked for.
+        manifest: how the map came about: model, versions, options.
+        notes: one sentence per peculiarity.
+    """
+
+    map: Tensor
+    seen: Tensor
+    image: Tensor
+    is_signed: bool
+    is_class_agnostic: bool
+    method: str
+    of: str
+    score: float
+    layer: str | None = None
+    error: float | None = None
+    negative: float | None = None
+    blank: str | None = None
+    verdict: Verdict | None = None
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What the map shows, for a caption; says where the method ignores the class or the map is blank."""
+        if self.blank:
+            return f"{self.of}: blank, because {self.blank}"
+        if self.is_class_agnostic:
+            return "what the model looked at (this method ignores the class)"
+        return self.of
+
+    @property
+    def peak(self) -> float:
+        """Largest absolute value."""
+        return float(self.map.abs().max())
+
+    def display(self, scale: float | None = None) -> Tensor:
+        """The map for showing, ``[h, w]``: divided by ``scale`` and clamped to [-1, 1] or [0, 1].
+
+        Args:
+            scale: value that becomes 1; None: the largest absolute value of this map. Give the maps of several pictures
+                one scale to make them comparable.
+        """
+        scale = self.peak if scale is None else scale
+        if scale <= 0:
+            return torch.zeros_like(self.map)
+        return (self.map / scale).clamp(-1 if self.is_signed else 0, 1)
+
+    def overlay(self, scale: float | None = None) -> Tensor:
+        """The map drawn over the picture, ``[3, h, w]`` uint8."""
+        from saccade import render  # matplotlib's colour maps are loaded only when something is drawn
+
+        drawn: Tensor = render.overlay(self.image, self.display(scale), self.is_signed)
+        return drawn
+
+    def save(self, path: str | Path, scale: float | None = None) -> Path:
+        """Write the overlay as a picture; the suffix chooses the format.
+
+        Raises:
+            InputError: where the suffix is no picture format.
+            RunError: where the file cannot be written.
+        """
+        from PIL import Image
+
+        path = Path(path)
+        if path.suffix.lower() not in Image.registered_extensions():
+            raise InputError(f"no picture format has the suffix {path.suffix!r}", where=str(path), expected=".png")
+        picture = Image.fromarray(self.overlay(scale).permute(1, 2, 0).cpu().numpy())
+        kind = Image.registered_extensions()[path.suffix.lower()]
+        _write(path, lambda file: picture.save(file, format=kind))
+        return path
+
+    def save_array(self, path: str | Path) -> Path:
+        """Write the numbers: ``.npy`` the map alone; ``.npz`` the map, ``seen`` and a JSON text ``about``.
+
+        Raises:
+            InputError: where the suffix is another one.
+            RunError: where the file cannot be written.
+        """
+        path = Path(path)
+        array = self.map.cpu().numpy()
+        if path.suffix == ".npy":
+            _write(path, lambda file: np.save(file, array))
+        elif path.suffix == ".npz":
+            about = json.dumps(self.about())
+            _write(path, lambda file: np.savez_compressed(file, map=array, seen=self.seen.cpu().numpy(), about=about))
+        else:
+            raise InputError(f"an array cannot be saved as {path.suffix!r}", where=str(path), expected=".npy or .npz")
+        return path
+
+    def about(self) -> dict[str, Any]:
+        """Everything but the arrays, as plain data for JSON."""
+        verdict = self.verdict
+        judged = None
+        if verdict is not None:
+            judged = {"status": verdict.status, "reasons": list(verdict.reasons), "figures": dict(verdict.figures)}
+        names = ("method", "of", "score", "layer", "error", "negative", "blank", "is_signed", "is_class_agnostic")
+        facts = {name: getattr(self, name) for name in names}
+        return facts | {"notes": list(self.notes), "verdict": judged, "manifest": dict(self.manifest)}
+
+
+def to_original(values: Tensor, canvas: tuple[int, int], geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Values ``[..., gh, gw]`` that cover the whole canvas, laid out in the pixels of the original picture.
+
+    Interpolation is bilinear between cell centres; where cells are smaller than pixels, all cells under a pixel count.
+
+    Returns:
+        ``[..., h, w]`` float32 and ``seen [h, w]`` bool: False (and zero) where the canvas does not show the pixel.
+    """
+    vertical, seen_rows = _resampling(int(values.shape[-2]), canvas, geometry, axis=0)
+    horizontal, seen_columns = _resampling(int(values.shape[-1]), canvas, geometry, axis=1)
+    resampled = vertical.to(values.device) @ values.float() @ horizontal.to(values.device).mT
+    return resampled, (seen_rows[:, None] & seen_columns[None, :]).to(values.device)
+
+
+def _resampling(cells: int, canvas: tuple[int, int], geometry: Geometry, axis: int) -> tuple[Tensor, Tensor]:
+    """The matrix ``[n, cells]`` from cells to original pixels along one axis, and which of those are seen ``[n]``."""
+    cell_size = canvas[axis] / cells
+    centres = torch.arange(geometry.original_size[axis], dtype=torch.float64) + 0.5
+    on_canvas = centres * geometry.scale[axis] + geometry.offset[axis]
+    is_seen = (on_canvas >= 0) & (on_canvas <= canvas[axis])
+    # Beyond the outermost centres the outermost cell holds.
+    places = (on_canvas / cell_size - 0.5).clamp(0, cells - 1)
+    # A tent as wide as a cell interpolates; as wide as a pixel, where that is wider, it averages instead of skipping.
+    reach = max(geometry.scale[axis] / cell_size, 1.0)
+    weights = (1 - (places[:, None] - torch.arange(cells)).abs() / reach).clamp_min(0)
+    weights = weights / weights.sum(dim=1, keepdim=True) * is_seen[:, None]
+    return weights.float(), is_seen
+
+
+def _write(path: Path, fill: Any) -> None:
+    """Write to a temporary neighbour, then put it in place: an interrupted run leaves no half-written file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file: IO[bytes]
+        with temporary.open("wb") as file:
+            fill(file)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(
+            f"cannot write: {error.strerror or error}", where=str(path), remedy="choose another place"
+        ) from None

@@ -1,0 +1,87 @@
+"""Names of the methods: each name is an explainer class; which of them suit a model is told by its ``ExplainSpec``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from saccade.errors import ConfigError, UnknownNameError, nearest
+from saccade.explain import attention, cam, gradients, perturbation
+from saccade.explain.attribution import Explainer
+from saccade.types import ExplainSpec
+
+METHODS: Mapping[str, type[Explainer]] = MappingProxyType(
+    {
+        kind.name: kind
+        for kind in (
+            gradients.Gradient,
+            gradients.InputGradient,
+            gradients.SmoothGrad,
+            gradients.IntegratedGradients,
+            gradients.GuidedBackprop,
+            cam.CAM,
+            cam.GradCAM,
+            cam.GradCAMPlusPlus,
+            cam.XGradCAM,
+            cam.HiResCAM,
+            cam.LayerCAM,
+            cam.EigenCAM,
+            cam.ScoreCAM,
+            attention.AttentionRollout,
+            attention.AttentionRelevance,
+            perturbation.Occlusion,
+            perturbation.RISE,
+        )
+    }
+)
+"""Every method by its name."""
+
+
+def method(name: str, **options: Any) -> Explainer:
+    """The explainer called ``name`` with some of its options changed.
+
+    Raises:
+        UnknownNameError: for a name that no method has, with the nearest one.
+        ConfigError: for an option that the method does not have, or a value it cannot use.
+    """
+    folded = name.lower().replace("-", "").replace(" ", "_")
+    kind = METHODS.get(name) or METHODS.get(folded)
+    if kind is None:
+        raise UnknownNameError("method", name, ("auto", *METHODS))
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            near = nearest(option, known)
+            raise ConfigError(
+                f"unknown option {option!r}",
+                where=f"method {kind.name!r}",
+                expected=None if near else f"one of: {', '.join(known) or '(it has none)'}",
+                remedy=f"did you mean {near!r}?" if near else None,
+            )
+    try:
+        return TypeAdapter(kind).validate_python(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"method {kind.name!r}, option {'.'.join(map(str, first['loc']))}"
+        raise ConfigError(f"{first['msg'][:1].lower()}{first['msg'][1:]}", where=where) from None
+
+
+def default_method(spec: ExplainSpec) -> Explainer:
+    """What ``auto`` means: attention times gradient where attention can be observed, HiResCAM elsewhere."""
+    return attention.AttentionRelevance() if spec.attention else cam.HiResCAM()
+
+
+def suited(spec: ExplainSpec) -> dict[str, str | None]:
+    """Every method by name, with None where it suits the model and one sentence where it does not."""
+    reasons: dict[str, str | None] = dict.fromkeys(METHODS)
+    if spec.linear_head is None:
+        reasons["cam"] = "the model is not global average pooling followed by one linear layer; hirescam does the same"
+    if not spec.attention:
+        for name in ("rollout", "relevance"):
+            reasons[name] = "the model has no attention over all patches that could be observed"
+    reasons["guided_backprop"] = "a negative control: it hardly depends on the weights or the class"
+    return reasons
