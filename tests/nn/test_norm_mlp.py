@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from saccade.nn.mlp import MLP, SwiGLU, build_mlp, hidden_width, quick_gelu
+from saccade.nn.norm import build_norm
+
+
+def test_rms_norm_divides_by_the_root_mean_square() -> None:
+    tokens = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    norm = build_norm("rms", 8, 1e-6).double()
+    torch.nn.init.uniform_(norm.weight)
+    expected = tokens / (tokens.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+    torch.testing.assert_close(norm(tokens), expected)
+
+
+def test_rms_norm_keeps_the_mean_and_layer_norm_does_not() -> None:
+    tokens = torch.full((1, 4), 3.0)
+    torch.testing.assert_close(build_norm("rms", 4, 1e-6)(tokens), torch.ones(1, 4))
+    torch.testing.assert_close(build_norm("layer", 4, 1e-6)(tokens), torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("width", [64, 192, 384, 768, 1024])
+def test_swiglu_has_as_many_parameters_as_the_plain_mlp(width: int) -> None:
+    counts = [
+        sum(p.numel() for p in build_mlp(kind, width, 4.0, "gelu", 0.0).parameters()) for kind in ("mlp", "swiglu")
+    ]
+    assert counts[1] / counts[0] == pytest.approx(1, abs=0.02)
+
+
+def test_swiglu_width_is_two_thirds_exactly_where_it_divides() -> None:
+    assert [hidden_width("swiglu", width, 4.0) for width in (192, 384, 768)] == [512, 1024, 2048]
+    assert hidden_width("mlp", 192, 4.0) == 768
+
+
+def test_swiglu_by_hand() -> None:
+    layer = SwiGLU(4, 8)
+    tokens = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    wide = tokens @ layer.widen.weight.t() + layer.widen.bias
+    gate, value = wide[:, :8], wide[:, 8:]
+    expected = (gate / (1 + (-gate).exp()) * value) @ layer.narrow.weight.t() + layer.narrow.bias
+    torch.testing.assert_close(layer(tokens), expected)
+
+
+def test_gelu_is_the_exact_one() -> None:
+    layer = MLP(4, 8, "gelu")
+    tokens = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    wide = F.linear(tokens, layer.widen.weight, layer.widen.bias)
+    expected = F.linear(wide * 0.5 * (1 + torch.erf(wide / 2**0.5)), layer.narrow.weight, layer.narrow.bias)
+    torch.testing.assert_close(layer(tokens), expected)
+
+
+def test_quick_gelu_is_close_to_gelu_but_not_it() -> None:
+    values = torch.linspace(-4, 4, 101)
+    gap = float((quick_gelu(values) - F.gelu(values)).abs().max())
+    assert 1e-3 < gap < 0.03
