@@ -45,6 +45,10 @@ def open_folder(root: Path, *, strict: bool = False) -> Opened:
     return Opened(name, datasets, notes + joined.notes)
 
 
+_OTHER_TASKS = frozenset({"annotations", "images", "imagesets", "jpegimages", "labels", "masks"})
+"""Folders of data sets with boxes, masks or captions: their names are no classes."""
+
+
 def _split_folders(root: Path) -> dict[str, Path]:
     """Split name -> folder, for a folder whose sub-folders are splits."""
     found: dict[str, Path] = {}
@@ -84,6 +88,13 @@ def iter_pictures(folder: Path, *, depth: int | None = None) -> Iterator[Path]:
 
 
 def _labelled(folder: Path) -> LabelledPaths:
+    names = {child.name.lower() for child in _subfolders(folder)}
+    if names and names <= _OTHER_TASKS:
+        raise DataError(
+            f"the folders {', '.join(sorted(names))} belong to a data set with boxes, masks or captions",
+            where=str(folder),
+            expected="one sub-folder per class",
+        )
     return [(path, child.name) for child in _subfolders(folder) for path in iter_pictures(child)]
 
 

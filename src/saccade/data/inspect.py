@@ -1,0 +1,271 @@
+"""What is in a data set and what is wrong with it: counts, sizes, colours, damaged files, duplicates, leakage.
+
+h, w size
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from saccade.data.dataset import Dataset
+from saccade.data.source import DataSource, open_data
+from saccade.errors import DataError, ImageError
+
+FEW_IMAGES = 10
+"""Training classes with fewer pictures are pointed out."""
+
+IMBALANCE = 10.0
+"""Training data whose largest class is more than this many times its smallest is pointed out."""
+
+_SHOWN = 3
+"""How many examples a sentence names."""
+
+
+@dataclass(frozen=True)
+class SizeRange:
+    """Sizes of pictures, each ``(h, w)``.
+
+    Attributes:
+        smallest: fewest pixels.
+        median: the middle one by pixels.
+        largest: most pixels.
+        num_distinct: how many sizes there are.
+    """
+
+    smallest: tuple[int, int]
+    median: tuple[int, int]
+    largest: tuple[int, int]
+    num_distinct: int
+
+    def __str__(self) -> str:
+        if self.num_distinct == 1:
+            return f"all {self.median[0]}x{self.median[1]}"
+        shown = [f"{height}x{width}" for height, width in (self.smallest, self.median, self.largest)]
+        return f"{shown[0]} to {shown[2]}, median {shown[1]}, {self.num_distinct} different"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        name: what was opened.
+        format: what was recognised.
+        classes: names of the classes.
+        splits: pictures per class, per split.
+        sizes: sizes of the readable pictures, height by width.
+        modes: how many pictures are colour or grey.
+        corrupt: one sentence per picture that cannot be read.
+        duplicates: groups of sources, ``split: source``, that show the same pixels.
+        leaks: the groups that are in more than one split.
+        conflicts: the groups whose members have different labels.
+        problems: everything that deserves attention, in words.
+    """
+
+    name: str
+    format: str
+    classes: tuple[str, ...]
+    splits: dict[str, dict[str, int]]
+    sizes: SizeRange | None
+    modes: dict[str, int]
+    corrupt: list[str] = field(default_factory=list)
+    duplicates: list[list[str]] = field(default_factory=list)
+    leaks: list[list[str]] = field(default_factory=list)
+    conflicts: list[list[str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data for JSON."""
+        return asdict(self)
+
+
+class _Look(NamedTuple):
+    """One picture, decoded and forgotten."""
+
+    split: str
+    source: str
+    label: int
+    size: tuple[int, int]
+    is_grey: bool
+    digest: bytes
+
+
+def inspect(source: Any) -> Inspection:
+    """Read every picture once and say what is there and what is wrong.
+
+    Args:
+        source: anything ``open_data`` takes.
+
+    Raises:
+        DataError: where nothing can be opened at all.
+    """
+    data = source if isinstance(source, DataSource) else open_data(source)
+    looks: list[_Look] = []
+    corrupt: list[str] = []
+    for split, dataset in data.splits.items():
+        for found in _look_at(dataset, split):
+            if isinstance(found, _Look):
+                looks.append(found)
+            else:
+                corrupt.append(found)
+    groups: dict[bytes, list[_Look]] = defaultdict(list)
+    for look in looks:
+        groups[look.digest].append(look)
+    same = [group for group in groups.values() if len(group) > 1]
+    leaks = [group for group in same if len({look.split for look in group}) > 1]
+    conflicts = [group for group in same if len({look.label for look in group}) > 1]
+    splits = {split: _counts(dataset) for split, dataset in data.splits.items()}
+    modes = Counter("grey" if look.is_grey else "colour" for look in looks)
+    problems = [*data.notes, *_told("cannot be read", corrupt, [[line] for line in corrupt])]
+    problems += _told("in more than one split (leakage)", leaks, [_names(group) for group in leaks])
+    problems += _told("under different labels", conflicts, [_names(group) for group in conflicts])
+    inner = [group for group in same if group not in leaks and group not in conflicts]
+    problems += _told("there more than once", inner, [_names(group) for group in inner])
+    problems += _balance(splits)
+    return Inspection(
+        data.name,
+        data.format,
+        data.classes.names,
+        splits,
+        _sizes([look.size for look in looks]),
+        dict(modes),
+        corrupt,
+        [_names(group) for group in same],
+        [_names(group) for group in leaks],
+        [_names(group) for group in conflicts],
+        problems,
+    )
+
+
+def _look_at(dataset: Dataset, split: str) -> Iterable[_Look | str]:
+    def look(index: int) -> _Look | str:
+        try:
+            sample = dataset[index]
+        except ImageError as error:
+            return str(error)
+        image = sample.image
+        is_grey = bool((image[0] == image[1]).all() and (image[1] == image[2]).all())
+        size = int(image.shape[1]), int(image.shape[2])
+        digest = hashlib.sha256(repr(size).encode() + image.numpy().tobytes()).digest()
+        return _Look(split, sample.source, int(sample.target.label), size, is_grey, digest)
+
+    # Pillow decodes outside the interpreter's lock.
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        return list(pool.map(look, range(len(dataset))))
+
+
+def _counts(dataset: Dataset) -> dict[str, int]:
+    counts = torch.bincount(dataset.labels(), minlength=len(dataset.classes)).tolist()
+    return dict(zip(dataset.classes, counts, strict=True))
+
+
+def _names(group: list[_Look]) -> list[str]:
+    return [f"{look.split}: {look.source}" for look in group]
+
+
+def _sizes(sizes: list[tuple[int, int]]) -> SizeRange | None:
+    if not sizes:
+        return None
+    ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    return SizeRange(ordered[0], ordered[len(ordered) // 2], ordered[-1], len(set(sizes)))
+
+
+def _told(what: str, found: list[Any], names: list[list[str]]) -> list[str]:
+    """A sentence with the count and the first few examples, or nothing."""
+    if not found:
+        return []
+    shown = "; ".join(" = ".join(group[:_SHOWN]) for group in names[:_SHOWN])
+    noun = "picture is" if len(found) == 1 else "pictures are"
+    verb = what if what.startswith("cannot") else f"{noun.split()[1]} {what}"
+    return [f"{len(found)} {noun.split()[0]} {verb}: {shown}" + ("; ..." if len(found) > _SHOWN else "")]
+
+
+def _balance(splits: dict[str, dict[str, int]]) -> list[str]:
+    counts = splits.get("train") or next(iter(splits.values()))
+    there = {name: count for name, count in counts.items() if count}
+    few = [f"{name} ({count})" for name, count in there.items() if count < FEW_IMAGES]
+    problems = []
+    if few:
+        shown = ", ".join(few[:8]) + (", ..." if len(few) > 8 else "")
+        noun = "class has" if len(few) == 1 else "classes have"
+        problems.append(f"{len(few)} {noun} fewer than {FEW_IMAGES} training pictures: {shown}")
+    largest, smallest = max(there, key=lambda name: there[name]), min(there, key=lambda name: there[name])
+    if there[largest] > IMBALANCE * there[smallest]:
+        ratio = there[largest] / there[smallest]
+        problems.append(
+            f"{largest} has {ratio:.0f} times as many training pictures as {smallest}: accuracy will flatter"
+        )
+    return problems
+
+
+def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = 8, cell: int = 96, rows: int = 40) -> Path:
+    """One row of pictures per class, with its name and count, saved as a picture.
+
+    Args:
+        dataset: what to show; the pictures of a class are taken at equal distances.
+        path: where to save; the ending decides the format.
+        columns: pictures per class.
+        cell: side of a picture in pixels.
+        rows: most classes that are shown.
+    """
+    labels = dataset.labels()
+    margin, band = 6, 18
+    shown = list(enumerate(dataset.classes))[:rows]
+    sheet = Image.new(
+        "RGB", (margin + columns * (cell + margin), margin + len(shown) * (cell + band + margin)), "white"
+    )
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for row, (label, name) in enumerate(shown):
+        top = margin + row * (cell + band + margin)
+        members = torch.nonzero(labels == label)[:, 0].tolist()
+        pen.text((margin, top), f"{name}  ({len(members)})", fill="black", font=font)
+        chosen = np.linspace(0, len(members) - 1, min(columns, len(members))).round().astype(int).tolist()
+        for column, place in enumerate(chosen):
+            left = margin + column * (cell + margin)
+            thumbnail = _thumbnail(dataset, members[place], cell)
+            if thumbnail is None:
+                pen.rectangle((left, top + band, left + cell - 1, top + band + cell - 1), outline="red")
+                pen.line((left, top + band, left + cell - 1, top + band + cell - 1), fill="red")
+            else:
+                sheet.paste(thumbnail, (left, top + band))
+    return _save(sheet, Path(path))
+
+
+def _thumbnail(dataset: Dataset, index: int, cell: int) -> Image.Image | None:
+    try:
+        image: Tensor = dataset[index].image
+    except ImageError:
+        return None
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    ratio = cell / max(picture.size)
+    size = max(round(picture.width * ratio), 1), max(round(picture.height * ratio), 1)
+    # Enlarged pixels stay visible as such: a 28x28 picture should not look smoother than it is.
+    kernel = Image.Resampling.NEAREST if ratio > 1 else Image.Resampling.LANCZOS
+    return picture.resize(size, kernel)
+
+
+def _save(sheet: Image.Image, path: Path) -> Path:
+    temporary = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(temporary, format=Image.registered_extensions().get(path.suffix.lower(), "PNG"))
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"cannot be written ({error})", where=str(path), remedy="check rights and free space"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
