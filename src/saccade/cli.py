@@ -154,7 +154,7 @@ def data_make(
     seed: Annotated[int, typer.Option(help="The same seed draws the same scenes.")] = 0,
 ) -> None:
     """Draw synthetic scenes with exact classes, boxes, masks, captions."""
-    from saccade.data.synthetic import write_scenes
+    from saccade.data.write import write_scenes
 
     write_scenes(out, count=count, size=size, task=task, seed=seed)
     typer.echo(f"{count} scenes for {task} in {out}")
