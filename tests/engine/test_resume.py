@@ -127,7 +127,7 @@ def test_resume_refuses_other_settings_other_data_and_nothing(tmp_path, new_mode
     with pytest.raises(RunError, match="another train: batch_size was 8, is 4"):
         train(new_model(NAME), source, other, out=straight, resume=True)
     source.splits["train"].images[0] += 1
-    with pytest.raises(RunError, match="another data: fingerprint.train"):
+    with pytest.raises(RunError, match=r"another data: fingerprint\.train"):
         resume(straight, source)
     with pytest.raises(RunError, match="no such run folder"):
         resume(tmp_path / "nowhere", source)
