@@ -149,7 +149,7 @@ class Classifier(VisionModel[ClassifierOutputs, ClassTarget, Classification]):
 
     def postprocess(self, outputs: ClassifierOutputs, images: ImageBatch) -> list[Classification]:
         """Softmax probabilities, one ``Classification`` per picture."""
-        scores = outputs.logits.float().softmax(dim=-1)
+        scores = outputs.logits.detach().float().softmax(dim=-1)
         return [Classification(row, self.classes) for row in scores]
 
     def explain_spec(self) -> ExplainSpec:
@@ -253,7 +253,7 @@ def _tests() -> dict[str, ClassifierConfig]:
     base = _vit((32, 2, 4), 8, 32)
     free = replace(base, has_class_token=False)
     experts = MoEConfig(num_experts=4, active=2, has_shared_expert=True)
-    cnn = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}
+    cnn = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "output_stride": 8}
     common = {"num_classes": 5, "preprocess": _icons(32)}
 
     def small(backbone: ViTConfig | TimmConfig, **options: object) -> ClassifierConfig:
