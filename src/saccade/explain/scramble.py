@@ -1,0 +1,55 @@
+"""Copies of a model that have forgotten what they learned: every weight is kept, its place is not.
+
+Shuffling within a tensor keeps the distribution of the weights and loses what training arranged. For a randomly
+initialised model, whose weights are independent draws, a shuffled copy is another draw from the same distribution,
+whatever the initialiser was: nothing measured on such a model can tell it from its copies, except by chance. A trained
+model differs from its own. That makes shuffled copies a fairer control than fresh initialisation (Adebayo et al. 2018,
+arXiv 1810.03292), whose scale may be far from that of the weights under test.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saccade.explain.record import unwrap
+
+Extent = Literal["rows", "all"]
+"""``all`` shuffles every tensor wholly, norms and their statistics too; ``rows`` shuffles the weights of each output
+channel among themselves and leaves norms alone, so that activations keep their scale."""
+
+
+def scrambled(model: nn.Module, extent: Extent, seed: int) -> nn.Module:
+    """A deep copy of the model with shuffled weights, in evaluation mode.
+
+    The model itself and global randomness are untouched. Weights shared between modules stay shared; integer buffers
+    and single numbers stay as they are.
+    """
+    other = copy.deepcopy(unwrap(model)).eval().requires_grad_(False)
+    random = np.random.default_rng(seed)
+    with torch.no_grad():
+        for tensor in [*other.parameters(), *other.buffers()]:
+            if not tensor.is_floating_point() or tensor.numel() < 2:
+                continue
+            if extent == "all":
+                _refill(tensor, random.permuted(_flat(tensor)))
+            elif _rows(tensor) > 1:
+                _refill(tensor, random.permuted(_flat(tensor).reshape(_rows(tensor), -1), axis=1))
+    return other
+
+
+def _rows(tensor: Tensor) -> int:
+    """Output channels of a weight; 1 for vectors and for what has a single row, which ``rows`` leaves alone."""
+    return tensor.shape[0] if tensor.ndim > 1 and tensor.numel() > tensor.shape[0] else 1
+
+
+def _flat(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().flatten().cpu().numpy()
+
+
+def _refill(tensor: Tensor, values: np.ndarray) -> None:
+    tensor.copy_(torch.from_numpy(np.ascontiguousarray(values)).reshape(tensor.shape).to(tensor))

@@ -1,0 +1,330 @@
+"""How far an explanation can be trusted: measured, not assumed.
+
+Three questions are asked of every map. Did the model learn anything that shows on this picture (its answer against that
+of copies with shuffled weights)? Does hiding what the map points at change the score more than hiding at random or at
+the centre? Does the map change when the weights do? The thresholds come from a calibration on trained and on random
+models; ``docs/verdict.md`` has the table and ``benchmarks/verdict_calibration.py`` makes it.
+
+Deletion and insertion: Petsiuk et al. 2018, arXiv 1806.07421. Randomised weights: Adebayo et al. 2018, arXiv
+1810.03292.
+
+T scores · B images · N cells · M masks · K classes · R shuffled copies
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saccade.config import Config
+from saccade.errors import ConfigError, InputError
+from saccade.explain.attribution import Attribution, Explainer, ScoreFn
+from saccade.explain.faithfulness import centre_map, counts_of, keep_masks, negative_share, rank_similarity
+from saccade.explain.perturbation import Baseline, baseline_pixels, masked_scores
+from saccade.explain.record import undisturbed
+from saccade.explain.scramble import Extent, scrambled
+from saccade.explain.trials import answers_of, areas, both_games, cells_of, movement, pooled
+from saccade.types import ExplainSpec, ImageBatch
+
+Status = Literal["supported", "weak", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictConfig(Config):
+    """What is measured, and where the lines are drawn."""
+
+    cells: int = 7
+    """Cells a side of the grid on which pictures are hidden and revealed."""
+    steps: int = 5
+    """Steps from the whole picture to none."""
+    random_orders: int = 4
+    """Random orders of the control, in mirrored pairs; an even number."""
+    copies: int = 4
+    """Copies with shuffled weights; an even number, or 0 to leave that question out."""
+    rerun: int = 2
+    """Copies on which the explainer itself runs again; costly methods (RISE, occlusion) never do."""
+    baseline: Baseline = "mean"
+    """What hidden pixels become."""
+    batch: int = 64
+    """Pictures per forward pass."""
+    seed: int = 0
+    """Of the private random generators."""
+    min_response: float = 3.0
+    """The model's answer to the picture over that of its shuffled copies; less is "failed"."""
+    clear_gain: float = 0.05
+    """Over the range of the score: where insertion and deletion together are no better than chance, one of them
+    must be by this, or the map is "failed"."""
+    max_similarity: float = 0.9
+    """Rank similarity with the maps of shuffled copies; more is "failed"."""
+    weak_advantage: float = 0.1
+    """An advantage below this is "weak"."""
+    weak_similarity: float = 0.7
+    """A similarity above this is "weak"."""
+    weak_error: float = 0.5
+    """A relative completeness gap or Monte-Carlo error above this is "weak"."""
+
+    def __post_init__(self) -> None:
+        if min(self.cells, self.steps) < 2 or self.random_orders < 2 or self.random_orders % 2 or self.copies % 2:
+            raise ConfigError(
+                f"cells {self.cells}, steps {self.steps}, random_orders {self.random_orders}, copies {self.copies}",
+                where="verdict",
+                expected="cells and steps of at least 2, an even number of orders and of copies",
+            )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was measured of one map.
+
+    Attributes:
+        status: "supported": the evidence holds; "weak": it holds in part, or the method cannot answer the question
+            asked; "failed": do not read anything into the map.
+        reasons: one sentence each, the gravest first.
+        figures: what was measured, by name: ``deletion``, ``insertion`` and their controls ``deletion_random``,
+            ``deletion_centre``, ``insertion_centre`` are areas in units of the score; ``advantage`` is (insertion -
+            deletion) / ``score_range``; ``response_ratio`` is the change of the model's answer between picture and
+            blank over that of its shuffled copies; ``similarity`` (signed) and ``similarity_abs`` are rank correlations
+            with the maps of shuffled copies. What could not be measured is missing.
+        cost_forwards: pictures that went through a model for this verdict.
+        class_agnostic: whether the method ignores what was asked.
+    """
+
+    status: Status
+    reasons: tuple[str, ...]
+    figures: Mapping[str, float]
+    cost_forwards: int
+    class_agnostic: bool = False
+
+
+class Judge:
+    """Judges maps of one model; its shuffled copies are made once and serve every call.
+
+    Args:
+        model: called with an ``ImageBatch``; left as it is.
+        spec: what the model declares about itself.
+        config: what is measured.
+    """
+
+    def __init__(self, model: nn.Module, spec: ExplainSpec, config: VerdictConfig | None = None) -> None:
+        self.model = model
+        self.spec = spec
+        self.config = config or VerdictConfig()
+        kinds: tuple[Extent, Extent] = ("all", "rows")
+        self._copies = [
+            scrambled(model, kinds[index % 2], self.config.seed + index) for index in range(self.config.copies)
+        ]
+
+    def __call__(
+        self, images: ImageBatch, scores: Sequence[ScoreFn], explainer: Explainer, attribution: Attribution
+    ) -> list[list[Verdict]]:
+        """One verdict for every score and image, ``[T][B]``.
+
+        Raises:
+            InputError: where the attribution is not of these scores and images.
+        """
+        if attribution.values.shape[:2] != (len(scores), len(images)):
+            got = f"{tuple(attribution.values.shape[:2])} maps for {len(scores)} scores and {len(images)} images"
+            raise InputError(got, where="attribution")
+        with undisturbed(self.model):
+            baseline = baseline_pixels(self.model, images, self.config.baseline)
+            trials = self._hide_and_reveal(images, baseline, scores, attribution)
+            response = self._response(images, baseline, scores)
+        similarity = self._similarity(images, scores, explainer, attribution)
+        cost = trials.cost + 4 * (1 + len(self._copies)) + (0 if similarity is None else self.config.rerun)
+        verdicts = []
+        for score in range(len(scores)):
+            row = []
+            for image in range(len(images)):
+                figures = trials.figures[score][image] | response[image]
+                figures |= {} if similarity is None else similarity[score][image]
+                values = attribution.values[score, image].float()
+                figures |= _own_figures(attribution, score, image)
+                row.append(_decide(values, figures, explainer.is_class_agnostic, cost, self.config))
+            verdicts.append(row)
+        return verdicts
+
+    def _hide_and_reveal(
+        self, images: ImageBatch, baseline: Tensor, scores: Sequence[ScoreFn], attribution: Attribution
+    ) -> _Trials:
+        """Deletion and insertion of the maps and of the controls, on one grid of cells and one baseline."""
+        config = self.config
+        cell = cells_of(images, config.cells)  # [B, H, W]
+        generator = torch.Generator().manual_seed(config.seed)
+        number = config.cells**2
+        inner = counts_of(number, config.steps)[1:-1]
+        shared = [torch.ones(1, number, dtype=torch.bool), torch.zeros(1, number, dtype=torch.bool)]
+        half = torch.stack([torch.randperm(number, generator=generator) for _ in range(config.random_orders // 2)])
+        shared.append(keep_masks(torch.cat([half, half.flip(-1)]), inner, is_deletion=True).flatten(0, 1))
+        shared.append(both_games(centre_map((config.cells, config.cells)), inner, config.seed))
+        values = pooled(attribution.values.float(), cell, number)  # [T, B, N]
+        own = torch.stack(
+            [torch.stack([both_games(v, inner, config.seed) for v in row]) for row in values]
+        )  # [T, B, m, N]
+        common = torch.cat(shared).expand(len(images), -1, -1)
+        masks = torch.cat([common, own.transpose(0, 1).flatten(1, 2)], dim=1)  # [B, M, N]
+        seen = self._seen(images, baseline, scores, masks, cell)  # [T, B, M]
+        figures = []
+        for score in range(len(scores)):
+            start = common.shape[1] + score * own.shape[2]
+            columns = torch.cat([seen[score, :, : common.shape[1]], seen[score, :, start : start + own.shape[2]]], -1)
+            figures.append([areas(c.double(), inner, number, config.random_orders) for c in columns])
+        return _Trials(figures, common.shape[1] + own.shape[2])
+
+    def _seen(
+        self, images: ImageBatch, baseline: Tensor, scores: Sequence[ScoreFn], masks: Tensor, cell: Tensor
+    ) -> Tensor:
+        at_once = max(self.config.batch // len(images), 1)
+        place = torch.arange(len(images))[:, None, None]
+
+        shown = F.pad(masks.transpose(1, 2).float(), (0, 0, 0, 1), value=1.0)  # [B, N + 1, M]; padding always shows
+
+        def enlarged() -> Iterator[Tensor]:
+            for start in range(0, masks.shape[1], at_once):
+                part = shown[..., start : start + at_once]
+                yield part[place, cell].permute(0, 3, 1, 2)
+
+        return torch.cat(list(masked_scores(self.model, images, baseline, enlarged(), scores)), dim=-1).cpu()
+
+    def _response(self, images: ImageBatch, baseline: Tensor, scores: Sequence[ScoreFn]) -> list[dict[str, float]]:
+        """How far hiding the picture, or half its cells, moves the answer; beside that of the shuffled copies."""
+        probes = self._probes(images, baseline)
+        answers = answers_of(self.model, images, probes, scores)
+        own = movement(answers)  # [B]
+        figures = [{"response": float(value)} for value in own]
+        if answers.is_logits:
+            for entry, row in zip(figures, answers.values[:, 0].softmax(-1), strict=True):
+                entry["confidence"] = float(row.max())
+        if not self._copies:
+            return figures
+        others = torch.stack([movement(answers_of(other, images, probes, scores)) for other in self._copies])
+        # The root of the mean square, not the median: a single copy that reacts as strongly is reason for doubt.
+        usual = others.nan_to_num(posinf=torch.finfo(torch.float64).max ** 0.5).square().mean(0).sqrt()
+        for entry, mine, theirs in zip(figures, own.tolist(), usual.tolist(), strict=True):
+            entry["response_ratio"] = min(mine / max(theirs, 1e-30), 1e6) if mine > 0 else 0.0
+        return figures
+
+    def _probes(self, images: ImageBatch, baseline: Tensor) -> Tensor:
+        """``[B, 4, 3, H, W]``: the picture, nothing of it, a random half of its cells, the other half."""
+        cells = self.config.cells
+        generator = torch.Generator().manual_seed(self.config.seed)
+        half = torch.rand(cells**2, generator=generator) < 0.5
+        keep = torch.stack([torch.ones_like(half), torch.zeros_like(half), half, ~half])
+        shown = F.pad(keep.float(), (0, 1), value=1.0)[:, cells_of(images, cells)]  # [4, B, H, W]
+        kept = shown.transpose(0, 1)[:, :, None].to(baseline)
+        return torch.lerp(baseline[:, None], images.pixels.detach()[:, None], kept)
+
+    def _similarity(
+        self, images: ImageBatch, scores: Sequence[ScoreFn], explainer: Explainer, attribution: Attribution
+    ) -> list[list[dict[str, float]]] | None:
+        """Rank correlation of the maps with those of shuffled copies; None where the method is too costly for that."""
+        copies = self._copies[: self.config.rerun]
+        if not copies or getattr(explainer, "is_costly", False):
+            return None
+        found = []
+        for other in copies:
+            declared = getattr(other, "explain_spec", None)
+            found.append(explainer(other, images, scores, declared() if declared else self.spec).values.float())
+
+        def measure(score: int, image: int) -> dict[str, float]:
+            mine = attribution.values[score, image].float()
+            theirs = [values[score, image] for values in found]
+            signed = [rank_similarity(mine, other) for other in theirs]
+            absolute = [rank_similarity(mine.abs(), other.abs()) for other in theirs]
+            return {"similarity": sum(signed) / len(signed), "similarity_abs": sum(absolute) / len(absolute)}
+
+        return [[measure(score, image) for image in range(len(images))] for score in range(len(scores))]
+
+
+def judge(
+    model: nn.Module,
+    images: ImageBatch,
+    scores: Sequence[ScoreFn],
+    explainer: Explainer,
+    attribution: Attribution,
+    spec: ExplainSpec,
+    config: VerdictConfig | None = None,
+) -> list[list[Verdict]]:
+    """One verdict for every score and image, ``[T][B]``; use a ``Judge`` where more pictures will follow."""
+    return Judge(model, spec, config)(images, scores, explainer, attribution)
+
+
+class _Trials(NamedTuple):
+    figures: list[list[dict[str, float]]]
+    cost: int
+
+
+def _own_figures(attribution: Attribution, score: int, image: int) -> dict[str, float]:
+    negative = attribution.negative
+    own = negative_share(attribution.values[score, image]) if negative is None else float(negative[score, image])
+    figures = {"negative_share": own}
+    if attribution.error is not None:
+        figures["error"] = float(attribution.error[score, image])
+    return figures
+
+
+def _decide(
+    values: Tensor, figures: Mapping[str, float], is_class_agnostic: bool, cost: int, config: VerdictConfig
+) -> Verdict:
+    unreadable = _unreadable(values, figures)
+    if unreadable:
+        return Verdict("failed", (unreadable,), figures, cost, is_class_agnostic)
+    failures = _failures(figures, config)
+    doubts = _doubts(figures, is_class_agnostic, config)
+    status: Status = "failed" if failures else "weak" if doubts else "supported"
+    praise = f"hiding what it points at moves the score {figures['advantage']:.2f} of its range more than chance"
+    return Verdict(status, tuple(failures + doubts) or (praise,), figures, cost, is_class_agnostic)
+
+
+def _unreadable(values: Tensor, figures: Mapping[str, float]) -> str | None:
+    """Why there is nothing to judge; None where there is."""
+    if not bool(torch.isfinite(values).all()):
+        return "the map holds numbers that are not finite"
+    if float(values.max()) > float(values.min()):
+        return None
+    if figures["negative_share"] > 0.999:
+        return "the map is blank: all evidence speaks against the score"
+    return "the map is blank: no place of the picture matters more than another"
+
+
+def _failures(figures: Mapping[str, float], config: VerdictConfig) -> list[str]:
+    found = []
+    ratio = figures.get("response_ratio")
+    if figures["score_range"] == 0:
+        found.append("the score is the same whatever is hidden")
+    elif ratio is not None and ratio < config.min_response:
+        found.append(
+            f"the model answers to this picture only {ratio:.1f} times as strongly as its copies with shuffled weights"
+            f" (a trained model: {config.min_response:g} times or more), so there is nothing learned to explain"
+        )
+    unit = figures["score_range"] * config.clear_gain
+    gains = (figures["deletion_random"] - figures["deletion"], figures["insertion"] - figures["deletion_random"])
+    if max(gains) <= (unit if figures["advantage"] <= 0 else 0):
+        found.append("hiding what the map points at changes the score no more than hiding at random")
+    if max(figures.get("similarity", 0.0), figures.get("similarity_abs", 0.0)) > config.max_similarity:
+        found.append("the map stays the same when the weights are shuffled, so it does not show what the model learned")
+    return found
+
+
+def _doubts(figures: Mapping[str, float], is_class_agnostic: bool, config: VerdictConfig) -> list[str]:
+    found = []
+    if is_class_agnostic:
+        found.append("the method ignores what was asked: its map is the same for every class")
+    if figures["deletion"] >= figures["deletion_random"]:
+        found.append("hiding the strongest places first lowers the score no faster than hiding at random")
+    if figures["insertion"] <= figures["deletion_random"]:
+        found.append("showing the strongest places first raises the score no faster than showing at random")
+    if 0 < figures["advantage"] < config.weak_advantage:
+        found.append(f"it beats chance by only {figures['advantage']:.2f} of the range of the score")
+    if figures["advantage"] <= figures["advantage_centre"]:
+        found.append("a blob at the centre of the picture does as well")
+    similarity = max(figures.get("similarity", 0.0), figures.get("similarity_abs", 0.0))
+    if similarity > config.weak_similarity:
+        found.append(f"the map is much like that of shuffled weights (rank correlation {similarity:.2f})")
+    if figures.get("error", 0.0) > config.weak_error:
+        found.append(f"the method's own error is {figures['error']:.0%} of the map")
+    return found

@@ -1,0 +1,296 @@
+"""Verdicts on models that are known to know something, and on models that are known to know nothing."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from saccade.errors import ConfigError, InputError
+from saccade.explain.attribution import Attribution
+from saccade.explain.perturbation import RISE, Occlusion
+from saccade.explain.scramble import scrambled
+from saccade.explain.trials import areas, cells_of, pooled
+from saccade.explain.verdict import Judge, Verdict, VerdictConfig, judge
+from saccade.types import ExplainSpec, Geometry, GridLayer, ImageBatch
+
+SPEC = ExplainSpec({"final": GridLayer("", lambda activation, canvas: activation)})
+SIDE = 28
+
+
+class Detector(nn.Module):
+    """Two logits: the light in the upper left corner against the light in the lower right one. Known evidence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.zeros(2, 3, SIDE, SIDE)
+        weight[0, :, 4:12, 4:12] = 0.05
+        weight[1, :, 16:24, 16:24] = 0.05
+        self.head = nn.Linear(3 * SIDE * SIDE, 2)
+        with torch.no_grad():
+            self.head.weight.copy_(weight.flatten(1))
+
+    def forward(self, images: ImageBatch) -> Tensor:
+        out: Tensor = self.head(images.pixels.flatten(1))
+        return out
+
+
+class SmallNet(nn.Module):
+    """An ordinary convolutional classifier, randomly initialised."""
+
+    def __init__(self, seed: int, num_classes: int = 10) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.body = nn.Sequential(
+                nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
+                nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(),
+            )  # fmt: skip
+            self.head = nn.Linear(32, num_classes)
+
+    def forward(self, images: ImageBatch) -> Tensor:
+        out: Tensor = self.head(self.body(images.pixels).mean((2, 3)))
+        return out
+
+
+class Given:
+    """An explainer that hands out a fixed map."""
+
+    name = "given"
+    is_signed = True
+    is_class_agnostic = False
+    is_costly = True
+
+    def __init__(self, values: Tensor, error: Tensor | None = None) -> None:
+        self.values = values
+        self.error = error
+
+    def __call__(self, model: nn.Module, images: ImageBatch, scores: object, spec: ExplainSpec) -> Attribution:
+        return Attribution(self.values, self.error)
+
+
+def bright() -> ImageBatch:
+    """Noise with a bright square where the detector looks for class 0."""
+    pixels = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 0.3
+    pixels[:, :, 4:12, 4:12] += 2
+    return ImageBatch.of(pixels)
+
+
+def first(outputs: Tensor) -> Tensor:
+    return outputs[:, 0]
+
+
+def second(outputs: Tensor) -> Tensor:
+    return outputs[:, 1]
+
+
+def verdict_of(values: Tensor, *, explainer: type[Given] = Given, **settings: object) -> Verdict:
+    given = explainer(values[None, None])
+    attribution = given(Detector(), bright(), [first], SPEC)
+    return judge(Detector(), bright(), [first], given, attribution, SPEC, VerdictConfig(**settings))[0][0]
+
+
+def evidence() -> Tensor:
+    values = torch.zeros(SIDE, SIDE)
+    values[4:12, 4:12] = 1
+    return values
+
+
+def test_known_evidence_is_supported() -> None:
+    verdict = verdict_of(evidence())
+    assert verdict.status == "supported", verdict
+    assert verdict.cost_forwards <= 60
+    assert verdict.figures["deletion"] < verdict.figures["deletion_random"] < verdict.figures["insertion"]
+    assert verdict.figures["response_ratio"] > 3
+    assert 0 < verdict.figures["confidence"] <= 1
+    assert "points at" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("explainer", [Occlusion(), RISE(num_masks=200)])
+def test_methods_that_find_it_are_supported(explainer: Occlusion | RISE) -> None:
+    model, images = Detector(), bright()
+    attribution = explainer(model, images, [first], SPEC)
+    verdict = judge(model, images, [first], explainer, attribution, SPEC)[0][0]
+    assert verdict.status == "supported", verdict
+    assert ("error" in verdict.figures) == (explainer.name == "rise")
+
+
+def test_a_map_that_points_elsewhere_has_failed() -> None:
+    wrong = verdict_of(evidence().flip(0).flip(1))
+    assert wrong.status == "failed"
+    assert "no more than hiding at random" in wrong.reasons[0]
+    assert verdict_of(-evidence()).status == "failed"
+
+
+def test_figures_of_an_additive_model_by_hand() -> None:
+    # The score is the sum of the shares of the cells, so the curves are known from the order of the cells alone.
+    figures = verdict_of(evidence(), steps=7).figures
+    whole, blank = figures["score"], figures["score_blank"]
+    assert figures["deletion_random"] == pytest.approx((whole + blank) / 2, abs=1e-4)  # mirrored pairs are exact here
+    # Deletion hides what insertion reveals, so the two areas add up to both ends.
+    assert figures["deletion"] + figures["insertion"] == pytest.approx(whole + blank, abs=1e-3)
+    # All evidence lies in the first 4 of 49 cells, gone after the first of 7 steps: trapezoid of 1/14.
+    assert figures["deletion"] - blank == pytest.approx((whole - blank) / 14, rel=0.03)
+
+
+def test_areas_by_hand() -> None:
+    # Whole 1, blank 0, two random orders, centre (deletion, insertion), map (deletion, insertion); one point at 1/2.
+    figures = areas(torch.tensor([1.0, 0.0, 0.6, 0.4, 0.3, 0.7, 0.0, 1.0], dtype=torch.float64), [2], 4, 2)
+    assert figures["deletion"] == pytest.approx(0.25)
+    assert figures["insertion"] == pytest.approx(0.75)
+    assert figures["deletion_random"] == pytest.approx(0.5)
+    assert figures["deletion_centre"] == pytest.approx(0.4)
+    assert figures["insertion_centre"] == pytest.approx(0.6)
+    assert figures["advantage"] == pytest.approx(0.5)
+    assert figures["score_range"] == 1
+
+
+def test_random_models_have_failed() -> None:
+    """At least 95 % of the maps of randomly initialised models."""
+    statuses = []
+    for seed in range(24):
+        model = SmallNet(seed)
+        images = ImageBatch.of(torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) + 0.5)
+        with torch.no_grad():
+            label = int(model.eval()(images).argmax())
+
+        def score(outputs: Tensor, label: int = label) -> Tensor:
+            return outputs[:, label]
+
+        explainer = Occlusion(patch=7, stride=7)
+        attribution = explainer(model, images, [score], SPEC)
+        statuses.append(judge(model, images, [score], explainer, attribution, SPEC)[0][0].status)
+    assert statuses.count("failed") >= 0.95 * len(statuses)
+
+
+def test_a_blank_map_says_why() -> None:
+    blank = verdict_of(torch.zeros(7, 7))
+    assert blank.status == "failed"
+    assert blank.reasons == ("the map is blank: no place of the picture matters more than another",)
+    rectified = Attribution(torch.zeros(1, 1, 7, 7), negative=torch.ones(1, 1))
+    given = Given(torch.zeros(1, 1, 7, 7))
+    verdict = judge(Detector(), bright(), [first], given, rectified, SPEC)[0][0]
+    assert verdict.reasons == ("the map is blank: all evidence speaks against the score",)
+    assert "not finite" in verdict_of(torch.full((7, 7), float("nan"))).reasons[0]
+
+
+def test_a_score_that_ignores_the_picture_has_failed() -> None:
+    given = Given(evidence()[None, None])
+    constant = judge(
+        Detector(), bright(), [lambda o: o[:, 0] * 0 + 1], given, given(None, bright(), [], SPEC), SPEC
+    )[0][0]  # type: ignore[arg-type]  # fmt: skip
+    assert constant.status == "failed"
+    assert "the same whatever is hidden" in constant.reasons[0]
+
+
+def test_a_method_that_ignores_the_class_is_never_better_than_weak() -> None:
+    class Agnostic(Given):
+        is_class_agnostic = True
+
+    verdict = verdict_of(evidence(), explainer=Agnostic)
+    assert verdict.status == "weak"
+    assert verdict.class_agnostic
+    assert any("ignores what was asked" in reason for reason in verdict.reasons)
+
+
+def test_a_map_that_does_not_depend_on_the_weights_has_failed() -> None:
+    class Free(Given):
+        is_costly = False
+
+    verdict = verdict_of(evidence(), explainer=Free)
+    assert verdict.status == "failed"
+    assert verdict.figures["similarity"] == pytest.approx(1)
+    assert any("weights are shuffled" in reason for reason in verdict.reasons)
+
+
+def test_a_large_error_of_the_method_is_weak() -> None:
+    given = Given(evidence()[None, None], error=torch.full((1, 1), 0.8))
+    verdict = judge(Detector(), bright(), [first], given, given(None, bright(), [], SPEC), SPEC)[0][0]  # type: ignore[arg-type]
+    assert verdict.status == "weak"
+    assert "80%" in verdict.reasons[0]
+
+
+def test_every_score_and_image_gets_its_own_verdict() -> None:
+    model = Detector()
+    images = ImageBatch.of(torch.cat([bright().pixels, bright().pixels.flip(2).flip(3)]))
+    explainer = Occlusion()
+    scores = [first, second]
+    attribution = explainer(model, images, scores, SPEC)
+    verdicts = Judge(model, SPEC)(images, scores, explainer, attribution)
+    assert verdicts[0][0].status == "supported"
+    assert verdicts[1][1].status == "supported"
+    for score in range(2):
+        for image in range(2):
+            alone = Attribution(attribution.values[score : score + 1, image : image + 1])
+            single = Judge(model, SPEC)(images[image], [scores[score]], explainer, alone)[0][0]
+            for name, value in single.figures.items():
+                assert verdicts[score][image].figures[name] == pytest.approx(value, abs=1e-4), name
+    with pytest.raises(InputError, match="1 scores and 2 images"):
+        judge(model, images, [first], explainer, attribution, SPEC)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = SmallNet(0).train()
+    before = copy.deepcopy(model.state_dict())
+    modules = [id(module) for module in model.modules()]
+    images = ImageBatch.of(torch.rand(2, 3, SIDE, SIDE))
+    torch.manual_seed(5)
+    random_state = torch.get_rng_state()
+    explainer = Occlusion()
+    judge(model, images, [first], explainer, explainer(model, images, [first], SPEC), SPEC)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert modules == [id(module) for module in model.modules()]
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_shuffled_copies_keep_every_weight_and_lose_its_place() -> None:
+    model = SmallNet(0)
+    model.body[1].running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(0))
+    whole, rows = scrambled(model, "all", 0), scrambled(model, "rows", 0)
+    for name, tensor in model.state_dict().items():
+        mine, theirs = whole.state_dict()[name], rows.state_dict()[name]
+        torch.testing.assert_close(mine.flatten().sort().values, tensor.flatten().sort().values)
+        if tensor.ndim > 1:
+            assert not torch.equal(mine, tensor)
+            sorted_rows = tensor.flatten(1).sort(dim=1).values
+            torch.testing.assert_close(theirs.flatten(1).sort(dim=1).values, sorted_rows)
+            assert not torch.equal(theirs, tensor)
+        else:
+            torch.testing.assert_close(theirs, tensor)
+    assert not torch.equal(whole.body[1].running_var, model.body[1].running_var)
+    again = scrambled(model, "all", 0)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True))
+    assert not torch.equal(scrambled(model, "all", 1).head.weight, whole.head.weight)
+
+
+def test_shared_weights_stay_shared() -> None:
+    model = SmallNet(0)
+    model.tied = nn.Linear(32, 10)
+    model.tied.weight = model.head.weight
+    other = scrambled(model, "rows", 0)
+    assert other.tied.weight is other.head.weight
+
+
+def test_padding_is_no_cell() -> None:
+    images = ImageBatch(torch.zeros(1, 3, 8, 8), ((4, 8),), (Geometry((4, 8)),))
+    cell = cells_of(images, 2)
+    assert cell[0, :4].unique().tolist() == [0, 1, 2, 3]
+    assert cell[0, 4:].eq(4).all()
+    assert cell[0, 0].tolist() == [0] * 4 + [1] * 4
+    values = torch.zeros(1, 1, 8, 8)
+    values[..., 4:, :] = 9
+    values[0, 0, :2, :4] = 1
+    assert pooled(values, cell, 4)[0, 0].tolist() == [1, 0, 0, 0]
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ConfigError, match="even number"):
+        VerdictConfig(copies=3)
+    with pytest.raises(ConfigError, match="at least 2"):
+        VerdictConfig(steps=1)
+    assert "response_ratio" not in verdict_of(evidence(), copies=0).figures
