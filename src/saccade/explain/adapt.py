@@ -9,7 +9,8 @@ T tokens · P prefix tokens · C channels · h, w grid · H, W canvas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from saccade.errors import ConfigError, ExplainError, nearest
 from saccade.explain.inner import InnerAttention
-from saccade.explain.record import attention_key, recording, unwrap
+from saccade.explain.record import attention_key, find_module, recording, unwrap
 from saccade.explain.scores import logits_of
 from saccade.ops.image import Preprocess
 from saccade.types import AttentionSite, Classes, ExplainSpec, GridLayer, ImageBatch, LinearHead
@@ -42,6 +43,7 @@ class AdaptedClassifier(nn.Module):
         self.preprocess = preprocess
         self.classes = Classes(())
         self._spec: ExplainSpec | None = None
+        self._head_path: str | None = None
 
     def forward(self, images: ImageBatch) -> Tensor:
         """Logits ``[B, K]``."""
@@ -50,7 +52,13 @@ class AdaptedClassifier(nn.Module):
     def explain_spec(self) -> ExplainSpec:
         """What the survey found."""
         assert self._spec is not None, "adapt() sets it"
-        return self._spec
+        return self._spec if self._head_path is None else replace(self._spec, linear_head=self._linear_head)
+
+    def _linear_head(self) -> LinearHead:
+        # Looked up each time, so that a copy of this classifier speaks of its own head.
+        head = find_module(self.module, self._head_path or "")
+        assert isinstance(head, nn.Linear)
+        return LinearHead(head.weight, head.bias)
 
 
 def adapt(
@@ -79,7 +87,8 @@ def adapt(
     if len(names) != survey.num_classes:
         raise ConfigError(f"{len(names)} class names for {survey.num_classes} logits", where="classes")
     adapted.classes = Classes(tuple(names))
-    adapted._spec = survey.spec(layer).under("module")
+    adapted._spec, adapted._head_path = survey.spec(layer)
+    adapted._spec = adapted._spec.under("module")
     return adapted
 
 
@@ -119,16 +128,19 @@ class _Survey:
         self._head = self._find_head()
         self._grid = self._find_token_grid()
 
-    def spec(self, layer: str | None) -> ExplainSpec:
-        """The spec with paths relative to the classifier; ``layer`` names the final layer, or None to find it."""
+    def spec(self, layer: str | None) -> tuple[ExplainSpec, str | None]:
+        """The spec and, where plain CAM applies, the path of the linear head; paths relative to the classifier.
+
+        Args:
+            layer: the final layer, or None to find it.
+        """
         layers = {path: grid for path in self.modules if (grid := self._grid_layer(path)) is not None}
         if layer is not None and layer not in layers:
             self._refuse_layer(layer, layers)
         final = layer if layer is not None else self._find_final(layers)
         attention, has_class_token = self._find_attention(), self._reads_class_token()
-        # Only what comes before "final" can be read by a gradient too; deeper layers stay nameable all the same.
         named = {**layers, "final": layers[final]}
-        return ExplainSpec(named, attention, has_class_token, self._cam_head(layers[final], final))
+        return ExplainSpec(named, attention, has_class_token), self._cam_head(layers[final], final)
 
     def _find_head(self) -> tuple[str, nn.Linear] | None:
         """The linear layer whose output is the logits, by its numbers."""
@@ -228,11 +240,11 @@ class _Survey:
                 return not bool(gradient[:, num_prefix:].any())
         return False
 
-    def _cam_head(self, layer: GridLayer, path: str) -> Callable[[], LinearHead] | None:
-        """The linear head, where it applied to the mean of the final layer gives the logits."""
+    def _cam_head(self, layer: GridLayer, path: str) -> str | None:
+        """The path of the linear head, where applied to the mean of the final layer it gives the logits."""
         if self._head is None:
             return None
-        head = self._head[1]
+        head_path, head = self._head
         maps = layer.to_grid(self._seen[path], self.canvas)
         if maps.shape[1] != head.in_features:
             return None
@@ -240,7 +252,7 @@ class _Survey:
         tolerance = 1e-3 if logits.dtype == torch.float32 else 5e-2
         if not torch.allclose(logits, self.logits, rtol=tolerance, atol=tolerance * float(self.logits.abs().max())):
             return None
-        return lambda: LinearHead(head.weight, head.bias)
+        return head_path
 
     def _refuse_layer(self, layer: str, layers: Mapping[str, GridLayer]) -> None:
         if layer not in self.modules:

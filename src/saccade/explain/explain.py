@@ -23,6 +23,7 @@ from saccade.explain.methods import default_method
 from saccade.explain.methods import method as named_method
 from saccade.explain.record import undisturbed, unwrap
 from saccade.explain.scores import class_score, contrast_score, logits_of
+from saccade.explain.verdict import Judge, Verdict
 from saccade.types import Classes, Classification, ExplainSpec, ImageBatch
 
 Question = str | int | Classification | None
@@ -71,6 +72,7 @@ class _Subject:
     spec: ExplainSpec
     classes: Classes
     explainer: Explainer
+    judge: Judge | None
 
 
 def explain(
@@ -149,7 +151,7 @@ def _subject(model: nn.Module, options: ExplainOptions) -> _Subject:
                 remedy="leave layer out, or choose method 'hirescam'",
             )
         explainer = replace(explainer, layer=options.layer)  # type: ignore[type-var]
-    return _Subject(module, spec, ready.classes, explainer)
+    return _Subject(module, spec, ready.classes, explainer, Judge(module, spec) if options.verdict else None)
 
 
 def _explain_pictures(
@@ -166,19 +168,14 @@ def _explain_pictures(
     against = None if options.against is None else _label(options.against, subject.classes)
     asked = [[_Asked(_resolve(q, row, subject.classes), against) for q in of] for row in logits]
     found = _attribute(subject, images, asked)
-    heatmaps = []
-    for index, picture in enumerate(pictures):
-        values = [
-            _heatmap(subject, images[index], picture, question, attribution, logits[index])
-            for question, attribution in zip(asked[index], found[index], strict=True)
+    verdicts = _verdicts(subject, images, asked, found)
+    return [
+        [
+            _heatmap(subject, images[index], picture, question, attribution, logits[index], verdict)
+            for question, attribution, verdict in zip(asked[index], found[index], verdicts[index], strict=True)
         ]
-        if options.verdict:
-            values = [
-                _judged(subject, images[index], question, attribution, heat)
-                for question, attribution, heat in zip(asked[index], found[index], values, strict=True)
-            ]
-        heatmaps.append(values)
-    return heatmaps
+        for index, picture in enumerate(pictures)
+    ]
 
 
 def _attribute(subject: _Subject, images: ImageBatch, asked: list[list[_Asked]]) -> list[list[Attribution]]:
@@ -191,21 +188,55 @@ def _attribute(subject: _Subject, images: ImageBatch, asked: list[list[_Asked]])
     if getattr(subject.explainer, "shares_forward", True):
         groups = [(list(dict.fromkeys(q for row in asked for q in row)), list(range(len(asked))))]
     else:
-        by_row: dict[tuple[_Asked, ...], list[int]] = {}
-        for index, row in enumerate(asked):
-            by_row.setdefault(tuple(dict.fromkeys(row)), []).append(index)
-        groups = [(list(row), members) for row, members in by_row.items()]
+        groups = _same_questions(asked)
     for questions, members in groups:
-        part = ImageBatch(
-            images.pixels[members],
-            tuple(images.sizes[i] for i in members),
-            tuple(images.geometries[i] for i in members),
-        )
+        part = _subset(images, members)
         scores = [question.score() for question in questions]
         attribution = subject.explainer(subject.model, part, scores, subject.spec)
         for place, index in enumerate(members):
             results[index] = [_pick(attribution, questions.index(question), place) for question in asked[index]]
     return results
+
+
+def _verdicts(
+    subject: _Subject, images: ImageBatch, asked: list[list[_Asked]], found: list[list[Attribution]]
+) -> list[list[Verdict | None]]:
+    """One verdict per picture and question; pictures with the same questions are judged together."""
+    results: list[list[Verdict | None]] = [[None] * len(row) for row in asked]
+    if subject.judge is None:
+        return results
+    for questions, members in _same_questions(asked):
+        columns = [[found[index][asked[index].index(question)] for index in members] for question in questions]
+        scores = [question.score() for question in questions]
+        verdicts = subject.judge(_subset(images, members), scores, subject.explainer, _joined(columns))
+        for place, index in enumerate(members):
+            results[index] = [verdicts[questions.index(question)][place] for question in asked[index]]
+    return results
+
+
+def _same_questions(asked: list[list[_Asked]]) -> list[tuple[list[_Asked], list[int]]]:
+    """Pictures grouped by what is asked of them, each question once."""
+    members: dict[tuple[_Asked, ...], list[int]] = {}
+    for index, row in enumerate(asked):
+        members.setdefault(tuple(dict.fromkeys(row)), []).append(index)
+    return [(list(row), indices) for row, indices in members.items()]
+
+
+def _subset(images: ImageBatch, members: list[int]) -> ImageBatch:
+    sizes, geometries = (tuple(values[i] for i in members) for values in (images.sizes, images.geometries))
+    return ImageBatch(images.pixels[members], sizes, geometries)  # type: ignore[arg-type]
+
+
+def _joined(columns: list[list[Attribution]]) -> Attribution:
+    """Attributions ``[1, 1, h, w]`` by question and picture, as one ``[T, B, h, w]``."""
+
+    def join(name: str) -> Tensor | None:
+        rows = [[getattr(attribution, name) for attribution in row] for row in columns]
+        return None if rows[0][0] is None else torch.cat([torch.cat(row, dim=1) for row in rows])
+
+    values = join("values")
+    assert values is not None
+    return replace(columns[0][0], values=values, error=join("error"), negative=join("negative"))
 
 
 def _pick(attribution: Attribution, question: int, picture: int) -> Attribution:
@@ -217,7 +248,13 @@ def _pick(attribution: Attribution, question: int, picture: int) -> Attribution:
 
 
 def _heatmap(
-    subject: _Subject, images: ImageBatch, picture: Tensor, question: _Asked, attribution: Attribution, logits: Tensor
+    subject: _Subject,
+    images: ImageBatch,
+    picture: Tensor,
+    question: _Asked,
+    attribution: Attribution,
+    logits: Tensor,
+    verdict: Verdict | None,
 ) -> Heatmap:
     values, explainer = attribution.values[0, 0], subject.explainer
     if not values.isfinite().all():
@@ -239,6 +276,7 @@ def _heatmap(
         error=_number(attribution.error),
         negative=negative,
         blank=_blank_reason(values, negative),
+        verdict=verdict,
         manifest={
             "model": type(subject.model).__name__,
             "method": repr(explainer),
@@ -251,15 +289,6 @@ def _heatmap(
         },
         notes=attribution.notes,
     )
-
-
-def _judged(
-    subject: _Subject, images: ImageBatch, question: _Asked, attribution: Attribution, heat: Heatmap
-) -> Heatmap:
-    from saccade.explain.verdict import judge
-
-    verdict = judge(subject.model, images, question.score(), attribution, subject.explainer, subject.spec)
-    return replace(heat, verdict=verdict)
 
 
 def _blank_reason(values: Tensor, negative: float | None) -> str | None:

@@ -174,12 +174,14 @@ def _write(path: Path, fill: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file: IO[bytes]
-        with temporary.open("wb") as file:
-            fill(file)
-        temporary.replace(path)
+        try:
+            file: IO[bytes]
+            with temporary.open("wb") as file:
+                fill(file)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunError(
             f"cannot write: {error.strerror or error}", where=str(path), remedy="choose another place"
         ) from None

@@ -113,8 +113,7 @@ class Record:
         size = max(sum(tensor.numel() for tensor in tensors), 1)
         at_once = max(ELEMENTS_AT_ONCE // size, 1)
         for start in range(0, len(scores), at_once):
-            is_last = start + at_once >= len(scores)
-            yield _batched_gradient(totals[start : start + at_once], tensors, keep_graph=not is_last)
+            yield _batched_gradient(totals[start : start + at_once], tensors)
 
     def grid_gradients(self, name: str, scores: Sequence[ScoreFn]) -> Iterator[Tensor]:
         """Gradients of the scores at a layer, laid out on the picture: chunks of ``[t, B, C, h, w]`` float32.
@@ -298,7 +297,7 @@ def _take_first(record: Record, name: str, value: Any) -> Any:
     )
 
 
-def _batched_gradient(totals: Tensor, tensors: Sequence[Tensor], *, keep_graph: bool) -> tuple[Tensor, ...]:
+def _batched_gradient(totals: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Gradients ``[t, *tensor.shape]`` of t scalars in one sweep; zeros where a tensor plays no part."""
     count = len(totals)
     if count > 1:
@@ -315,10 +314,7 @@ def _batched_gradient(totals: Tensor, tensors: Sequence[Tensor], *, keep_graph: 
             batched = None
         if batched is not None:
             return tuple(_filled(g, t, count) for g, t in zip(batched, tensors, strict=True))
-    sweeps = [
-        torch.autograd.grad(total, tensors, retain_graph=keep_graph or index + 1 < count, allow_unused=True)
-        for index, total in enumerate(totals.unbind())
-    ]
+    sweeps = [torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True) for total in totals.unbind()]
     columns = zip(*sweeps, strict=True)
     return tuple(
         torch.stack([torch.zeros_like(tensor) if gradient is None else gradient for gradient in column])
