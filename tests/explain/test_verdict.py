@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,6 +19,15 @@ from saccade.types import ExplainSpec, Geometry, GridLayer, ImageBatch
 
 SPEC = ExplainSpec({"final": GridLayer("", lambda activation, canvas: activation)})
 SIDE = 28
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Hundreds of passes of tiny networks: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Detector(nn.Module):

@@ -161,7 +161,7 @@ class Judge:
         half = torch.stack([torch.randperm(number, generator=generator) for _ in range(config.random_orders // 2)])
         shared.append(keep_masks(torch.cat([half, half.flip(-1)]), inner, is_deletion=True).flatten(0, 1))
         shared.append(both_games(centre_map((config.cells, config.cells)), inner, config.seed))
-        values = pooled(attribution.values.float(), cell, number)  # [T, B, N]
+        values = pooled(attribution.values.float().nan_to_num(0.0, 0.0, 0.0), cell, number)  # [T, B, N]
         own = torch.stack(
             [torch.stack([both_games(v, inner, config.seed) for v in row]) for row in values]
         )  # [T, B, m, N]
