@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError
+from saccade.nn.mlp import SwiGLU
 from saccade.nn.moe import MixtureOfExperts, MoEConfig
 
 
@@ -24,13 +25,14 @@ def by_tokens(moe: MixtureOfExperts, tokens: Tensor) -> Tensor:
             gates = gates / gates.sum()
         mixed = torch.zeros_like(token)
         for gate, e in zip(gates, chosen, strict=True):
-            wide = moe.experts.widen[e] @ token + moe.experts.widen_bias[e]
-            if moe.experts.is_gated:
+            expert = moe.experts[e]
+            wide = expert.widen.weight @ token + expert.widen.bias
+            if isinstance(expert, SwiGLU):
                 half = len(wide) // 2
                 wide = nn.functional.silu(wide[:half]) * wide[half:]
             else:
                 wide = nn.functional.gelu(wide)
-            mixed = mixed + gate * (moe.experts.narrow[e] @ wide + moe.experts.narrow_bias[e])
+            mixed = mixed + gate * (expert.narrow.weight @ wide + expert.narrow.bias)
         results.append(mixed if moe.shared is None else mixed + moe.shared(token))
     return torch.stack(results).view_as(tokens)
 
@@ -52,6 +54,16 @@ def test_gradients_equal_those_of_the_definition() -> None:
     expected = torch.autograd.grad(by_tokens(moe, tokens).square().sum(), wanted)
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_an_expert_without_tokens_has_a_zero_gradient() -> None:
+    moe = build(capacity_factor=0.0)
+    with torch.no_grad():
+        moe.router.weight.zero_()
+        moe.router.weight[2, 0] = 5.0
+    moe(torch.rand(1, 8, 8) + 0.5)[0].sum().backward()
+    for index, expert in enumerate(moe.experts):
+        assert all(p.grad is not None and bool(p.grad.any()) == (index == 2) for p in expert.parameters())
 
 
 def test_capacity_drops_the_late_tokens_of_a_crowded_expert() -> None:

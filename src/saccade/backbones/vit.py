@@ -196,8 +196,8 @@ class ViT(Backbone):
         return GridLayer(path, _token_grid(self.num_prefix, self._grid))
 
     def no_decay(self) -> set[str]:
-        """Tokens, positions and the stacked biases of experts."""
-        spared = ("class_token", "registers", "table", "widen_bias", "narrow_bias")
+        """Tokens and positions."""
+        spared = ("class_token", "registers", "table")
         return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in spared}
 
     def _initialise(self) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from saccade.config import Config
 from saccade.errors import ConfigError
-from saccade.nn.mlp import ACTIVATIONS, Activation, MLPKind, build_mlp, hidden_width
+from saccade.nn.mlp import Activation, MLPKind, build_mlp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,59 +65,6 @@ class Decision(NamedTuple):
     dropped: Tensor
 
 
-class Experts(nn.Module):
-    """E feed-forward layers of the same shape, their matrices stacked.
-
-    Attributes:
-        widen, widen_bias: ``[E, D, C]``, ``[E, D]``; twice D with SwiGLU (gate and value).
-        narrow, narrow_bias: ``[E, C, D]``, ``[E, C]``.
-    """
-
-    def __init__(self, count: int, width: int, kind: MLPKind, ratio: float, activation: Activation) -> None:
-        super().__init__()
-        hidden = hidden_width(kind, width, ratio)
-        self.is_gated = kind == "swiglu"
-        self.activation = ACTIVATIONS[activation]
-        rows = 2 * hidden if self.is_gated else hidden
-        self.widen = nn.Parameter(torch.empty(count, rows, width))
-        self.widen_bias = nn.Parameter(torch.zeros(count, rows))
-        self.narrow = nn.Parameter(torch.empty(count, width, hidden))
-        self.narrow_bias = nn.Parameter(torch.zeros(count, width))
-        for expert in range(count):
-            nn.init.xavier_uniform_(self.widen[expert])
-            nn.init.xavier_uniform_(self.narrow[expert])
-
-    def forward(self, tokens: Tensor, counts: list[int]) -> Tensor:
-        """Tokens ``[R, C]`` sorted by expert, ``counts[e]`` of them for expert e, to ``[R, C]``."""
-        results = [
-            self._one(rows, *matrices)
-            # unbind, not indexing: its backward stacks once instead of adding E full-sized gradients.
-            for rows, *matrices in zip(
-                torch.split(tokens, counts),
-                self.widen.unbind(),
-                self.widen_bias.unbind(),
-                self.narrow.unbind(),
-                self.narrow_bias.unbind(),
-                strict=True,
-            )
-        ]
-        return torch.cat(results)
-
-    def every(self, tokens: Tensor) -> Tensor:
-        """All experts on all tokens: ``[S, C]`` to ``[E, S, C]``."""
-        wide = torch.einsum("sc,edc->esd", tokens, self.widen) + self.widen_bias[:, None]
-        return torch.einsum("esd,ecd->esc", self._activate(wide), self.narrow) + self.narrow_bias[:, None]
-
-    def _one(self, rows: Tensor, widen: Tensor, widen_bias: Tensor, narrow: Tensor, narrow_bias: Tensor) -> Tensor:
-        return F.linear(self._activate(F.linear(rows, widen, widen_bias)), narrow, narrow_bias)
-
-    def _activate(self, wide: Tensor) -> Tensor:
-        if not self.is_gated:
-            return self.activation(wide)
-        gate, value = wide.chunk(2, dim=-1)
-        return F.silu(gate) * value
-
-
 class MixtureOfExperts(nn.Module):
     """Router, experts and, where asked, a shared expert; stands in for the feed-forward layer of a block."""
 
@@ -127,9 +74,11 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.config = config
         self.router = nn.Linear(width, config.num_experts, bias=False)
-        self.experts = Experts(config.num_experts, width, kind, ratio, activation)
+        # One module each, not one stacked tensor: its gradient would be put together from E parts in every step.
+        self.experts = nn.ModuleList(
+            build_mlp(kind, width, ratio, activation, dropout) for _ in range(config.num_experts)
+        )
         self.shared = build_mlp(kind, width, ratio, activation, dropout) if config.has_shared_expert else None
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Decision]:
         """Tokens ``[B, T, C]`` to tokens ``[B, T, C]`` and what the router decided."""
@@ -146,7 +95,7 @@ class MixtureOfExperts(nn.Module):
             mixed, dropped = self._sorted(flat, gates, experts)
         if self.shared is not None:
             mixed = mixed + self.shared(flat)
-        return self.dropout(mixed).view_as(tokens), Decision(logits, experts, dropped)
+        return mixed.view_as(tokens), Decision(logits, experts, dropped)
 
     def _sorted(self, flat: Tensor, gates: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
         """Sort by expert, multiply slice by slice, sort back."""
@@ -159,25 +108,28 @@ class MixtureOfExperts(nn.Module):
         counts: list[int] = torch.bincount(chosen, minlength=self.config.num_experts).tolist()
         capacity = self._capacity(count * active)
         kept = [min(number, capacity) for number in counts]
-        if kept == counts:
-            results = self.experts(rows, counts)
-        else:
-            slices = [part[:number] for part, number in zip(torch.split(rows, counts), kept, strict=True)]
-            parts = torch.split(self.experts(torch.cat(slices), kept), kept)
-            padded = [F.pad(p, (0, 0, 0, n - k)) for p, n, k in zip(parts, counts, kept, strict=True)]
-            results = torch.cat(padded)
+        slices = torch.split(rows, counts)
+        results = torch.cat([self._expert(e, part, kept[e]) for e, part in enumerate(slices)])
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         results = results.index_select(0, inverse).view(active, count, -1)
         mixed = (results * gates.t()[:, :, None].to(results.dtype)).sum(dim=0)
         dropped = gates.new_tensor(1 - sum(kept) / max(count * active, 1))
         return mixed, dropped
 
+    def _expert(self, index: int, rows: Tensor, kept: int) -> Tensor:
+        """One expert on its slice; zeros for the rows beyond its capacity.
+
+        An expert without tokens runs too: its gradient is then zero, and an optimizer does not mistake it for unused.
+        """
+        results: Tensor = self.experts[index](rows[:kept])
+        return results if kept == len(rows) else F.pad(results, (0, 0, 0, len(rows) - kept))
+
     def _dense(self, flat: Tensor, gates: Tensor, experts: Tensor) -> Tensor:
         """The same mixture with all experts on all tokens: E times the work, but free of data-dependent shapes."""
         weights = torch.zeros(flat.shape[0], self.config.num_experts, dtype=gates.dtype, device=gates.device).scatter(
             1, experts, gates
         )
-        results = self.experts.every(flat)
+        results = torch.stack([expert(flat) for expert in self.experts])
         return torch.einsum("esc,se->sc", results, weights.to(results.dtype))
 
     def _capacity(self, assignments: int) -> int:
