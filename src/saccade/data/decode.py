@@ -57,11 +57,14 @@ def read_image(source: Any, *, max_pixels: int = MAX_PIXELS, where: str | None =
     if isinstance(source, bytes | bytearray | memoryview):
         return _read_bytes(bytes(source), max_pixels, where or "bytes")
     if isinstance(source, Image.Image):
-        return _decode(source, max_pixels, where or "PIL image")
+        return _read_pil(source, max_pixels, where or "PIL image")
     if isinstance(source, np.ndarray):
         return _read_array(source, max_pixels, where or "array")
     if isinstance(source, Tensor):
-        return _read_array(source.detach().cpu().numpy(), max_pixels, where or "tensor")
+        # NumPy has no bfloat16.
+        tensor = source.detach().cpu()
+        tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        return _read_array(tensor.numpy(), max_pixels, where or "tensor")
     raise InputError(
         f"{type(source).__name__} is no picture", where=where, expected="a path, bytes, PIL image, array or tensor"
     )
@@ -118,6 +121,13 @@ def _read_bytes(data: bytes, max_pixels: int, where: str) -> Tensor:
     except Image.DecompressionBombError:
         raise _too_large(where, None, max_pixels) from None
     except _DAMAGE as error:
+        raise _unreadable(error, where) from error
+
+
+def _read_pil(image: Image.Image, max_pixels: int, where: str) -> Tensor:
+    try:
+        return _decode(image, max_pixels, where)
+    except _DAMAGE as error:  # Pillow reads the file only now
         raise _unreadable(error, where) from error
 
 

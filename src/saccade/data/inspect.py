@@ -260,12 +260,12 @@ def _save(sheet: Image.Image, path: Path) -> Path:
     temporary = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(temporary, format=Image.registered_extensions().get(path.suffix.lower(), "PNG"))
-        temporary.replace(path)
+        try:
+            sheet.save(temporary, format=Image.registered_extensions().get(path.suffix.lower(), "PNG"))
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(
-            f"cannot be written ({error})", where=str(path), remedy="check rights and free space"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        reason = f"cannot be written ({error.strerror or error})"
+        raise DataError(reason, where=str(path), remedy="check rights and free space") from error
     return path

@@ -56,7 +56,8 @@ def _star(right: Grid, down: Grid) -> Mask:
     away = np.hypot(right, down)
     along, across = away * np.cos(turn), away * abs(np.sin(turn))
     notch = 0.45 * math.cos(math.pi / 5), 0.45 * math.sin(math.pi / 5)
-    return across * (1 - notch[0]) < notch[1] * (1 - along)
+    is_inside: Mask = across * (1 - notch[0]) < notch[1] * (1 - along)
+    return is_inside
 
 
 def _cross(right: Grid, down: Grid) -> Mask:

@@ -6,6 +6,7 @@ explanation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -87,15 +88,25 @@ class Preprocess(Config):
         canvas_h, canvas_w = self.size
         resized = self.content_size(height, width)
         if self.policy == "crop":
-            ratio = max(canvas_h / height, canvas_w / width) / self.crop_fraction
-            resized = (max(round(height * ratio), canvas_h), max(round(width * ratio), canvas_w))
+            resized = self._around_crop(height, width)
         scale = (resized[0] / height, resized[1] / width)
         images = self.resize(images, resized)
         if self.policy == "letterbox":
             return images, Geometry((height, width), scale)
-        top, left = (resized[0] - canvas_h) // 2, (resized[1] - canvas_w) // 2
+        top, left = round((resized[0] - canvas_h) / 2), round((resized[1] - canvas_w) / 2)
         images = images[..., top : top + canvas_h, left : left + canvas_w]
         return images, Geometry((height, width), scale, (-top, -left))
+
+    def _around_crop(self, height: int, width: int) -> tuple[int, int]:
+        """Size before the centre is cut out; sides are rounded as torchvision and timm do, whose weights expect it."""
+        canvas_h, canvas_w = self.size
+        # The small number keeps 224 / (224 / 232) from becoming 231.
+        around_h, around_w = (math.floor(side / self.crop_fraction + 1e-6) for side in self.size)
+        if around_h / height >= around_w / width:
+            around_w = max(int(around_h * width / height), canvas_w)
+        else:
+            around_h = max(int(around_w * height / width), canvas_h)
+        return around_h, around_w
 
     def resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Pictures ``[B, 3, h, w]`` uint8 at another size, antialiased."""

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from saccade.data.dataset import ArrayDataset, FileDataset, Subset, subset
+from saccade.data.loader import MAX_REPLACEMENTS, Batch, Loader, LoaderConfig
+from saccade.data.source import open_data
+from saccade.data.transforms import Augment, Mix
+from saccade.errors import ConfigError, DataError, ImageError, InputError, SaccadeError
+from saccade.ops.image import Preprocess
+from saccade.types import Classes, ClassTarget, Geometry, Sample
+
+SMALL = Preprocess(size=(16, 16))
+VARIED = Augment(scale=(0.3, 1.0), shift=0.1, flip=0.5, colour=0.4, rand_augment=1, erase=0.5)
+BLENDED = Mix(mixup=0.4, cutmix=1.0, label_smoothing=0.1)
+
+
+def array_data(count: int = 23, size: int = 12) -> ArrayDataset:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, size, size), dtype=torch.uint8, generator=generator)
+    return ArrayDataset(images, torch.arange(count) % 3, Classes(("a", "b", "c")), "array")
+
+
+class Numbered:
+    """Samples that are known by their label; those in ``bad`` cannot be decoded."""
+
+    licence: str | None = None
+
+    def __init__(self, count: int, bad: Sequence[int] = (), error: SaccadeError | None = None) -> None:
+        self.count, self.bad, self.error = count, set(bad), error
+        self.classes = Classes.numbered(count)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self.bad:
+            raise self.error or ImageError("the picture is damaged", where=f"{index}.jpg", remedy="copy it again")
+        return Sample(torch.full((3, 4, 5), index, dtype=torch.uint8), ClassTarget(torch.tensor(index)), f"{index}.jpg")
+
+    def labels(self) -> Tensor:
+        return torch.arange(self.count)
+
+    def fingerprint(self) -> str:
+        return "0"
+
+
+def same(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a.images.pixels, b.images.pixels)
+        and torch.equal(a.labels, b.labels)
+        and a.sources == b.sources
+        and a.indices == b.indices
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_in_order_every_picture_once() -> None:
+    data = array_data()
+    loader = Loader(data, SMALL, LoaderConfig(batch_size=5))
+    batches = list(loader.epoch())
+    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3]
+    assert len(loader) == 5
+    assert torch.equal(torch.cat([batch.labels for batch in batches]), data.targets)
+    assert batches[1].sources[0] == "array#5"
+    # The batched path gives what preprocessing one picture gives.
+    expected = SMALL([data[i].image for i in range(5)])
+    assert torch.equal(batches[0].images.pixels, expected.pixels)
+    assert batches[0].images.geometries == expected.geometries
+    assert batches[0].images.sizes == expected.sizes
+
+
+def test_drop_last() -> None:
+    loader = Loader(array_data(), SMALL, LoaderConfig(batch_size=5, drop_last=True))
+    assert len(loader) == len(list(loader)) == 4
+
+
+def test_order_is_drawn_anew_each_epoch_and_covers_all() -> None:
+    loader = Loader(array_data(), SMALL, shuffle=True, seed=3)
+    first, second = loader.order(0), loader.order(1)
+    assert sorted(first) == sorted(second) == list(range(23))
+    assert first != second
+    assert first == Loader(array_data(), SMALL, shuffle=True, seed=3).order(0)
+    assert first != Loader(array_data(), SMALL, shuffle=True, seed=4).order(0)
+
+
+@pytest.mark.parametrize("kind", ["array", "files"])
+def test_resumed_epoch_is_bit_identical(kind: str, make_folders: Any) -> None:
+    data = array_data() if kind == "array" else open_data(make_folders({"a": 9, "b": 9, "c": 9})).splits["train"]
+
+    def loader() -> Loader:
+        return Loader(data, SMALL, LoaderConfig(batch_size=4), shuffle=True, seed=1, augment=VARIED, mix=BLENDED)
+
+    whole = list(loader().epoch(2))
+    assert same(whole[3:], list(loader().epoch(2, start_batch=3)))
+    assert not same(whole, list(loader().epoch(3)))
+    assert list(loader().epoch(2, start_batch=len(whole))) == []
+
+
+def test_the_state_of_other_generators_neither_matters_nor_changes() -> None:
+    loader = Loader(array_data(), SMALL, shuffle=True, augment=VARIED, mix=BLENDED)
+    first = list(loader.epoch(0))
+    torch.manual_seed(99)
+    before = torch.random.get_rng_state()
+    assert same(first, list(loader.epoch(0)))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.slow
+def test_workers_change_nothing_and_survive_an_abandoned_epoch(make_folders: Any) -> None:
+    data = open_data(make_folders({"a": 9, "b": 9})).splits["train"]
+
+    def loader(workers: int) -> Loader:
+        config = LoaderConfig(batch_size=4, workers=workers)
+        return Loader(data, SMALL, config, shuffle=True, seed=1, augment=VARIED, mix=BLENDED)
+
+    alone, helped = loader(0), loader(2)
+    before = torch.random.get_rng_state()
+    next(helped.epoch(0))
+    assert same(list(alone.epoch(1)), list(helped.epoch(1)))
+    assert same(list(alone.epoch(2, 1)), list(helped.epoch(2, 1)))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+# --- pictures that cannot be decoded
+
+
+def test_evaluation_skips_counts_and_names() -> None:
+    loader = Loader(Numbered(7, bad=[1, 4, 5]), SMALL, LoaderConfig(batch_size=2))
+    batches = list(loader.epoch())
+    assert [batch.indices for batch in batches] == [(0,), (2, 3), (6,)]
+    assert len(loader.skipped) == 3
+    assert loader.skipped[0] == "1.jpg: the picture is damaged; copy it again"
+    list(loader.epoch())
+    assert len(loader.skipped) == 3, "a second epoch does not count them again"
+
+
+def test_training_replaces_them_so_that_batches_keep_their_size() -> None:
+    loader = Loader(Numbered(7, bad=[1, 2]), SMALL, LoaderConfig(batch_size=3), shuffle=True)
+    batches = list(loader.epoch())
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert sorted(index for batch in batches for index in batch.indices) == [0, 3, 3, 3, 4, 5, 6]
+    assert sum(len(batch.problems) for batch in batches) == 3, "1 -> 2 -> 3 and 2 -> 3"
+
+
+def test_training_gives_up_where_nothing_can_be_read() -> None:
+    count = MAX_REPLACEMENTS + 4
+    loader = Loader(Numbered(count, bad=range(count)), SMALL, shuffle=True)
+    with pytest.raises(DataError, match=f"{MAX_REPLACEMENTS} pictures in a row"):
+        list(loader.epoch())
+
+
+def test_strict_fails_at_the_first() -> None:
+    loader = Loader(Numbered(7, bad=[4]), SMALL, LoaderConfig(strict=True))
+    with pytest.raises(ImageError, match=r"4\.jpg: the picture is damaged"):
+        list(loader.epoch())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [None, InputError("float values run from 0 to 200", where="3", expected="[0, 1]")])
+def test_errors_of_workers_arrive_as_they_are(error: SaccadeError | None) -> None:
+    loader = Loader(Numbered(7, bad=[4], error=error), SMALL, LoaderConfig(workers=1, strict=True))
+    with pytest.raises(SaccadeError) as caught:
+        list(loader.epoch())
+    assert str(caught.value) == str(error or "4.jpg: the picture is damaged; copy it again")
+    assert "Traceback" not in str(caught.value)
+
+
+class Deadly(Numbered):
+    """Kills the process that reads it."""
+
+    def __getitem__(self, index: int) -> Sample:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_told() -> None:
+    with pytest.raises(DataError, match="worker process ended unexpectedly"):
+        list(Loader(Deadly(4), SMALL, LoaderConfig(workers=1)).epoch())
+
+
+def test_damaged_files_on_disk(make_folders: Any) -> None:
+    root = make_folders({"train/a": 3, "train/b": 3})
+    (root / "train/a/000.png").write_bytes(b"")
+    (root / "train/b/001.png").write_text("no picture")
+    data = open_data(root).splits["train"]
+    loader = Loader(data, SMALL)
+    assert sum(len(batch) for batch in loader) == 4
+    assert any("000.png" in line and "0 bytes" in line for line in loader.skipped)
+    assert any("001.png" in line and "not a picture" in line for line in loader.skipped)
+
+
+# --- several processes
+
+
+@pytest.mark.parametrize("total", [12, 13, 5])
+def test_evaluation_shards_are_exact(total: int) -> None:
+    ranks = [Loader(Numbered(total), SMALL, LoaderConfig(batch_size=2), rank=rank, world_size=3) for rank in range(3)]
+    seen = [index for loader in ranks for batch in loader.epoch() for index in batch.indices]
+    assert sorted(seen) == list(range(total))
+    assert [len(loader) for loader in ranks] == [len(list(loader.epoch())) for loader in ranks]
+
+
+@pytest.mark.parametrize("total", [12, 13, 2])
+def test_training_shards_are_equally_long_and_cover_all(total: int) -> None:
+    config = LoaderConfig(batch_size=2)
+    ranks = [Loader(Numbered(total), SMALL, config, shuffle=True, rank=rank, world_size=3) for rank in range(3)]
+    orders = [loader.order(1) for loader in ranks]
+    assert len({len(order) for order in orders}) == 1
+    assert len({len(loader) for loader in ranks}) == 1
+    assert {index for order in orders for index in order} == set(range(total))
+    assert sum(len(order) for order in orders) < total + 3
+
+
+def test_one_process_of_one_sees_what_ranks_see_together() -> None:
+    alone = Loader(Numbered(12), SMALL, shuffle=True).order(0)
+    halves = [Loader(Numbered(12), SMALL, shuffle=True, rank=rank, world_size=2).order(0) for rank in range(2)]
+    assert [index for pair in zip(*halves, strict=True) for index in pair] == alone
+
+
+# --- the rest
+
+
+def test_pictures_of_many_sizes_and_letterbox(tmp_path: Path) -> None:
+    for index, size in enumerate([(8, 16), (16, 8), (5, 5)]):
+        folder = tmp_path / "ab"[index % 2]
+        folder.mkdir(exist_ok=True)
+        Image.new("L", (size[1], size[0]), 200).save(folder / f"{index}.png")
+    data = FileDataset([*(open_data(tmp_path).splits["train"].files)], Classes(("a", "b")), tmp_path)
+    batch = next(iter(Loader(data, Preprocess(size=(16, 16), policy="letterbox"))))
+    for size, geometry in zip(batch.images.sizes, batch.images.geometries, strict=True):
+        height, width = geometry.original_size
+        ratio = 16 / max(height, width)
+        assert size == (height * ratio, width * ratio)
+
+
+def test_augmented_geometry_is_the_canvas_itself() -> None:
+    batch = next(iter(Loader(array_data(), SMALL, shuffle=True, augment=VARIED)))
+    assert batch.images.geometries[0] == Geometry((16, 16))
+
+
+def test_batch_to_keeps_everything() -> None:
+    batch = next(iter(Loader(array_data(), SMALL)))
+    moved = batch.to("meta")
+    assert moved.images.pixels.device.type == moved.labels.device.type == "meta"
+    assert (moved.sources, moved.indices) == (batch.sources, batch.indices)
+
+
+def test_mixed_batches_hold_soft_labels() -> None:
+    batch = next(iter(Loader(array_data(), SMALL, shuffle=True, mix=BLENDED)))
+    assert batch.labels.shape == (23, 3)
+    assert torch.allclose(batch.labels.sum(1), torch.ones(23))
+
+
+def test_tiny_pictures_need_no_workers_and_many_files_get_them() -> None:
+    assert Loader(array_data(1000), SMALL).num_workers == 0
+    assert Loader(Numbered(3), SMALL).num_workers == 0
+    assert Loader(Numbered(1000), SMALL, LoaderConfig(workers=3)).num_workers == 3
+
+
+def test_subset_keeps_the_fast_path() -> None:
+    part = subset(array_data(), [5, 3])
+    assert isinstance(part, ArrayDataset)
+    assert part.labels().tolist() == [2, 0]
+    slow = subset(Numbered(9), [4, 2])
+    assert isinstance(slow, Subset)
+    assert (slow.labels().tolist(), int(slow[1].target.label)) == ([4, 2], 2)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 0}, {"workers": -1}, {"rank": 2, "world_size": 2}, {"rank": -1, "world_size": 2}]
+)
+def test_wrong_settings(wrong: dict[str, int]) -> None:
+    shard = {key: wrong.pop(key) for key in ("rank", "world_size") if key in wrong}
+    with pytest.raises(ConfigError):
+        Loader(array_data(), SMALL, LoaderConfig(**wrong), **shard)  # type: ignore[arg-type]
+
+
+def test_empty_data() -> None:
+    with pytest.raises(DataError, match="empty"):
+        Loader(Numbered(0), SMALL)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from saccade.errors import ConfigError, InputError
+from saccade.ops.image import Preprocess
+
+POLICIES = [
+    {"policy": "stretch"},
+    {"policy": "crop"},
+    {"policy": "crop", "crop_fraction": 0.875},
+    {"policy": "letterbox"},
+]
+SIZES = [(40, 60), (60, 40), (57, 31), (12, 90), (48, 48)]
+
+
+def on_black(**settings: Any) -> Preprocess:
+    """Black is zero after normalisation, so that a marker can be weighed."""
+    return Preprocess(size=(48, 32), mean=(0, 0, 0), std=(1, 1, 1), **settings)
+
+
+@pytest.mark.parametrize("settings", POLICIES)
+@pytest.mark.parametrize("size", SIZES)
+def test_one_pixel_marker_is_found_where_the_geometry_says(settings: dict[str, Any], size: tuple[int, int]) -> None:
+    """The centre of gravity of a marker on the canvas, led back, is the centre of the marked pixel."""
+    height, width = size
+    preprocess = on_black(**settings)
+    found = 0
+    for row, column in [(height // 2, width // 2), (height // 3, width // 2), (height // 2, 2 * width // 5)]:
+        image = torch.zeros(3, height, width, dtype=torch.uint8)
+        image[:, row, column] = 255
+        batch = preprocess([image])
+        weight = batch.pixels[0, 0].double()
+        rows = torch.arange(48, dtype=torch.float64) + 0.5
+        columns = torch.arange(32, dtype=torch.float64) + 0.5
+        gravity = torch.stack([(weight.sum(1) * rows).sum(), (weight.sum(0) * columns).sum()]) / weight.sum()
+        centre = torch.tensor([row + 0.5, column + 0.5], dtype=torch.float64)
+        geometry = batch.geometries[0]
+        canvas_point = geometry.to_canvas(centre)
+        # A marker whose blur reaches over the edge of the canvas cannot be weighed.
+        reach = torch.tensor(geometry.scale).clamp_min(1).double() * 1.5
+        if bool((canvas_point < reach).any() or (canvas_point > torch.tensor([48, 32]) - reach).any()):
+            continue
+        found += 1
+        # Bytes are rounded during resizing: a tenth of an original pixel, or of a canvas pixel where that is larger.
+        tolerance = 0.1 / torch.tensor(geometry.scale).clamp(max=1).double()
+        assert bool(((geometry.to_original(gravity) - centre).abs() <= tolerance).all())
+        assert torch.allclose(geometry.to_original(canvas_point), centre)
+    assert found
+
+
+@pytest.mark.parametrize("settings", POLICIES)
+@pytest.mark.parametrize("size", SIZES)
+def test_corners_of_the_content(settings: dict[str, Any], size: tuple[int, int]) -> None:
+    batch = on_black(**settings)([torch.full((3, *size), 255, dtype=torch.uint8)])
+    height, width = batch.sizes[0]
+    assert bool((batch.pixels[0, :, :height, :width] == 1).all())
+    assert float(batch.pixels.sum()) == 3 * height * width, "beside the content the canvas is black"
+    geometry = batch.geometries[0]
+    assert geometry.original_size == size
+    corners = geometry.to_canvas(torch.tensor([[0.0, 0.0], [float(size[0]), float(size[1])]]))
+    if settings["policy"] == "crop":
+        assert bool((corners[0] <= 0.5).all())
+        assert bool((corners[1] >= torch.tensor([47.5, 31.5])).all())
+        middle = corners.mean(0)
+        assert bool(((middle - torch.tensor([24.0, 16.0])).abs() <= 0.5).all())
+    else:
+        assert torch.allclose(corners, torch.tensor([[0.0, 0.0], [float(height), float(width)]]))
+    if settings["policy"] == "letterbox":
+        assert (height, width) == tuple(int(value) for value in on_black(**settings).content_size(*size))
+        assert height == 48 or width == 32
+
+
+@pytest.mark.parametrize("size", [(300, 451), (451, 300), (257, 259), (100, 640), (256, 256)])
+@pytest.mark.parametrize("around", [224, 232, 235, 256])
+def test_crop_is_torchvisions_resize_and_centre_crop(size: tuple[int, int], around: int) -> None:
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ours = Preprocess(size=(224, 224), crop_fraction=224 / around)([image]).pixels[0]
+    steps = [v2.Resize(around, antialias=True), v2.CenterCrop(224), v2.ToDtype(torch.float32, scale=True)]
+    theirs = v2.Compose([*steps, v2.Normalize(Preprocess().mean, Preprocess().std)])(image)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_normalisation_closed_form_and_back() -> None:
+    preprocess = Preprocess(size=(2, 2), mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.2))
+    image = torch.tensor([0, 128, 255], dtype=torch.uint8).view(3, 1, 1).expand(3, 2, 2)
+    pixels = preprocess([image]).pixels
+    expected = torch.tensor([(0 - 0.1) / 0.5, (128 / 255 - 0.2) / 0.4, (1 - 0.3) / 0.2])
+    assert torch.allclose(pixels[0, :, 0, 0], expected, atol=1e-6)
+    assert torch.allclose(preprocess.denormalise(pixels)[0, :, 1, 1], torch.tensor([0, 128 / 255, 1]), atol=1e-6)
+
+
+def test_one_by_one_mixed_and_stacked_give_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=generator) for h, w in SIZES]
+    for settings in POLICIES:
+        preprocess = on_black(**settings)
+        together = preprocess(images)
+        for index, image in enumerate(images):
+            alone = preprocess([image])
+            assert torch.equal(together.pixels[index], alone.pixels[0])
+            assert together.geometries[index] == alone.geometries[0]
+            assert together.sizes[index] == alone.sizes[0]
+    stacked = torch.stack([images[0], images[0].flip(2)])
+    assert torch.equal(preprocess(stacked).pixels, preprocess(list(stacked)).pixels)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (2, 3)])
+@pytest.mark.parametrize("settings", POLICIES)
+def test_extreme_sizes(settings: dict[str, Any], size: tuple[int, int]) -> None:
+    batch = on_black(**settings)([torch.full((3, *size), 7, dtype=torch.uint8)])
+    assert batch.pixels.shape == (1, 3, 48, 32)
+    assert min(batch.sizes[0]) >= 1
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.zeros(3, 4, 4),
+        torch.zeros(1, 4, 4, dtype=torch.uint8),
+        torch.zeros(4, 4, dtype=torch.uint8),
+        torch.zeros(4, 4, 3, dtype=torch.uint8),
+        torch.zeros(3, 0, 4, dtype=torch.uint8),
+    ],
+)
+def test_wrong_pictures_are_named_by_place(image: torch.Tensor) -> None:
+    good = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(InputError, match=r"images\[1\]"):
+        Preprocess()([good, image])
+    with pytest.raises(InputError, match="no images"):
+        Preprocess()([])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"size": (0, 4)}, {"crop_fraction": 0.0}, {"crop_fraction": 1.1}, {"std": (1, 0, 1)}]
+)
+def test_wrong_settings(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Preprocess(**wrong)
