@@ -267,3 +267,18 @@ def test_linear_head_is_the_head_of_the_pooled_map(name: str) -> None:
 def test_no_decay_names_exist(name: str) -> None:
     model = make(name)
     assert model.no_decay() <= {key for key, _ in model.named_parameters()}
+
+
+def test_gradients_of_several_classes_can_be_taken_at_once(name: str) -> None:
+    model = make(name).eval()
+    images = images_for(model, 2)
+    layers = model.explain_spec().layers
+    first = next(iter(layers.values()))
+    logits, activation = record(model, images, first.path, first.is_input)
+    scores = logits.sum(dim=0)
+    (batched,) = torch.autograd.grad(
+        scores, activation, torch.eye(len(scores)), retain_graph=True, is_grads_batched=True
+    )
+    for label, score in enumerate(scores):
+        (alone,) = torch.autograd.grad(score, activation, retain_graph=True)
+        torch.testing.assert_close(batched[label], alone, rtol=1e-4, atol=1e-6)
