@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torchvision
 
+from saccade.config import to_dict
 from saccade.errors import UnknownNameError, WeightsError
-from saccade.models.build import create, fetch, from_source, load_weights
+from saccade.models.build import SOURCES, create, fetch, from_source, load_weights
 from saccade.types import ImageBatch
 from saccade.weights.files import read_state_dict, recognise, unwrap
 from saccade.weights.published import unique
+from saccade.weights.timm import publish
 from saccade.weights.transfer import load_matching
 
 
@@ -155,6 +159,33 @@ def test_a_file_of_another_architecture_is_named(tmp_path: Path) -> None:
     torch.save(create("vit_average_test").state_dict(), tmp_path / "vit.pth")
     with pytest.raises(WeightsError, match=r"vit\.pth.*another architecture"):
         load_weights(create("resnet_test"), tmp_path / "vit.pth")
+
+
+@pytest.mark.parametrize(("classes", "is_taken"), [(["a", "b", "c"], True), (["b", "a", "c"], False)])
+def test_our_own_file_gives_its_head_only_to_its_own_classes(
+    tmp_path: Path, classes: list[str], is_taken: bool
+) -> None:
+    source = create("vit_average_test", classes=["a", "b", "c"], overrides={"preprocess.mean": [0.1, 0.2, 0.3]})
+    about = {"classes": list(source.classes), "config": to_dict(source.config)}
+    path = tmp_path / "own.safetensors"
+    safetensors.torch.save_file(source.state_dict(), path, metadata={"saccade": json.dumps(about)})
+    model = create("vit_average_test", classes=classes)
+    report = load_weights(model, path)
+    assert report.fresh == (() if is_taken else ("head.weight", "head.bias"))
+    assert torch.equal(model.head.weight, source.head.weight) == is_taken
+    assert model.preprocess.mean == (0.1, 0.2, 0.3)
+
+
+def test_a_published_source_gives_its_statistics_and_keeps_our_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = timm.create_model("resnet18")
+    monkeypatch.setitem(SOURCES, "timm", lambda name: publish(module, name))
+    model = create(
+        "resnet18", num_classes=3, overrides={"preprocess.size": [64, 64], "preprocess.mean": [0.0, 0.0, 0.0]}
+    )
+    report = load_weights(model, "timm/resnet18")
+    assert report.fresh == ("head.weight", "head.bias")
+    assert model.preprocess.size == (64, 64)
+    assert model.preprocess.mean == (0.485, 0.456, 0.406)
 
 
 def test_repeated_class_names_are_told_apart() -> None:

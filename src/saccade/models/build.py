@@ -19,7 +19,7 @@ from saccade.ops.image import Preprocess
 from saccade.registry import lookup
 from saccade.types import Classes, ImageBatch
 from saccade.weights import timm, torchvision, transformers
-from saccade.weights.files import SUFFIXES, read_state_dict, recognise
+from saccade.weights.files import SUFFIXES, read_description, read_state_dict, recognise
 from saccade.weights.published import Published
 from saccade.weights.transfer import TransferReport, load_matching
 
@@ -153,27 +153,36 @@ def adopt(
 def load_weights(model: AnyModel, source: str | Path) -> TransferReport:
     """Load a file of weights or a published source into a model: all of the backbone, the head where it fits.
 
-    Mean and standard deviation of the pixels are taken over from a published source; a plain file does not tell them.
-    The head is taken where its shape fits and, as far as both are told, its classes are the model's.
+    The head is taken where its shape fits and, as far as both are told, its classes are the model's. Mean and standard
+    deviation of the pixels are taken over where the source tells them; a foreign file does not.
 
     Raises:
         WeightsError: where the file is damaged or of another architecture; the model stays as it was.
     """
     if Path(source).suffix in SUFFIXES or Path(source).is_file():
         state = read_state_dict(source)
+        about = read_description(source)
+        classes, config = about.get("classes"), about.get("config", {})
         try:
-            return load_matching(model, recognise(state).convert(state))
+            state = recognise(state).convert(state)
+            report = load_matching(model, state, takes_head=_are_same(classes, model.classes))
         except WeightsError as error:
             error.where = error.where or str(source)
             raise
-    published = fetch(str(source))
-    has_classes = published.classes is None or published.classes == model.classes.names
-    report = load_matching(model, published.state, takes_head=has_classes)
-    if "preprocess" in published.config:
-        given = from_dict(Preprocess, published.config["preprocess"])
+    else:
+        published = fetch(str(source))
+        config = published.config
+        report = load_matching(model, published.state, takes_head=_are_same(published.classes, model.classes))
+    if "preprocess" in config:
+        given = from_dict(Preprocess, config["preprocess"])
         adopted = dataclasses.replace(model.config.preprocess, mean=given.mean, std=given.std)
         model.config = dataclasses.replace(model.config, preprocess=adopted)
     return report
+
+
+def _are_same(names: Sequence[str] | None, classes: Classes) -> bool:
+    """Whether told class names are the model's; untold ones are believed to be."""
+    return names is None or tuple(names) == classes.names
 
 
 def _named(num_classes: int | None, classes: Classes | Sequence[str] | None) -> Classes | None:

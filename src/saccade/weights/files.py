@@ -6,6 +6,7 @@ plain containers and nothing else.
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -96,6 +97,19 @@ def _reason(error: Exception) -> str:
         # torch's own sentence advises to switch the protection off.
         return "it holds something else than tensors, and is not opened for safety, or it is damaged"
     return first_line(error)
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """What a file of ours says of its model (``config``, ``classes``); empty for files from elsewhere."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    with safetensors.safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get("saccade", "{}")
+    try:
+        described = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise WeightsError("the header is damaged", where=str(path), expected="JSON") from error
+    return described if isinstance(described, dict) else {}
 
 
 def unwrap(loaded: Any, where: str) -> dict[str, Tensor]:
