@@ -1,0 +1,106 @@
+"""Figures made by matplotlib's objects, without pyplot and its global state, and their files; any thread may draw."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from saccade.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C8C8C")
+"""Eight colours that stay apart under every common colour blindness (Okabe and Ito 2008; grey for their black)."""
+INK, FAINT, PAPER = "#22252B", "#8A8F98", "#FFFFFF"
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def categorical(index: int) -> str:
+    """A colour for a category: eight that colour-blind eyes tell apart, then lighter versions of them."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    turn, place = divmod(index, len(OKABE_ITO))
+    weight = 0.55**turn
+    red, green, blue = (weight * value + (1 - weight) for value in to_rgb(OKABE_ITO[place]))
+    return to_hex((red, green, blue))
+
+
+def to_png(figure: Figure, *, dpi: int = 144) -> bytes:
+    """The figure as PNG."""
+    return _rendered(figure, "png", dpi=dpi)
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG text; the same figure gives the same text."""
+    return _rendered(figure, "svg").decode()
+
+
+def save(figure: Figure, path: str | Path, *, dpi: int = 144) -> Path:
+    """Write the figure as .png, .svg or .pdf; the file appears whole or not at all.
+
+    Raises:
+        InputError: where the suffix is another one.
+        RunError: where the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"a figure cannot be saved as {path.suffix!r}", where=str(path), expected=", ".join(FORMATS))
+    return write_bytes(path, _rendered(figure, path.suffix.lower()[1:], dpi=dpi))
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        RunError: where it cannot be written.
+    """
+    path = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise RunError(f"the file cannot be written ({error.strerror})", where=str(path)) from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).replace(path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise RunError(f"the file cannot be written ({error.strerror})", where=str(path)) from None
+    return path
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as MatplotlibFigure
+
+    figure = MatplotlibFigure(figsize=(width, height), facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _rendered(figure: Figure, kind: str, **options: Any) -> bytes:
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    # Without date and with fixed ids the same figure gives the same bytes.
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    with rc_context({"svg.hashsalt": "saccade", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format=kind, metadata=metadata, **options)
+    return buffer.getvalue()
+
+
+def show(axes: Axes, image: Tensor) -> None:
+    """Fill the axes with a picture ``[3, h, w]`` uint8, without ticks and frame."""
+    axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
