@@ -123,7 +123,8 @@ class Preprocess(Config):
         """Bytes ``[..., 3, H, W]`` to normalised float32."""
         mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
-        return torch.addcmul(-mean / std, images.float(), 1 / (255 * std))
+        values = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        return torch.addcmul(-mean / std, values, 1 / (255 * std), out=values)
 
     def denormalise(self, pixels: Tensor) -> Tensor:
         """Normalised pixels ``[..., 3, H, W]`` back to [0, 1]."""
