@@ -88,10 +88,11 @@ class Heatmap:
         return (self.map / scale).clamp(-1 if self.is_signed else 0, 1)
 
     def overlay(self, scale: float | None = None) -> Tensor:
-        """The map drawn over the picture, ``[3, h, w]`` uint8."""
+        """The map drawn over the picture, ``[3, h, w]`` uint8; crossed out where its verdict is "failed"."""
         from saccade import render  # matplotlib's colour maps are loaded only when something is drawn
 
-        drawn: Tensor = render.overlay(self.image, self.display(scale), self.is_signed)
+        is_failed = self.verdict is not None and self.verdict.status == "failed"
+        drawn: Tensor = render.overlay(self.image, self.display(scale), self.is_signed, scale=1.0, is_failed=is_failed)
         return drawn
 
     def save(self, path: str | Path, scale: float | None = None) -> Path:
