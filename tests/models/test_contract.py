@@ -245,7 +245,7 @@ def test_explain_attention_sites_are_softmaxes(name: str) -> None:
         height, width = site.grid(model.preprocess.size)
         tokens = site.num_prefix + height * width
         assert probabilities.shape[0] == 2
-        assert probabilities.shape[2:] == (tokens, tokens)
+        assert probabilities.shape[2:] in {(tokens, tokens), (1, tokens)}  # one query where a pooling reads out
         torch.testing.assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:3]))
         torch.testing.assert_close(logits, model(images).logits, rtol=1e-4, atol=1e-5)
 

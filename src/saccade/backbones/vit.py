@@ -123,7 +123,7 @@ class ViT(Backbone):
             self.positions = SinCosPositions(grid, width)
         else:
             self.positions = RotaryPositions(grid, width // heads)
-        self.dropout = nn.Dropout(config.dropout)  # its output is the place "embed" of an explanation
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_build_block(config, index) for index in range(config.depth))
         self.norm = build_norm(config.norm, width, config.norm_eps) if config.final_norm else nn.Identity()
         self._initialise()

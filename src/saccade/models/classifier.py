@@ -153,8 +153,12 @@ class Classifier(VisionModel[ClassifierOutputs, ClassTarget, Classification]):
         return [Classification(row, self.classes) for row in scores]
 
     def explain_spec(self) -> ExplainSpec:
-        """The backbone's layers; the linear head where it follows plain average pooling directly."""
+        """The backbone's layers, the pooling's attention, the linear head where plain average pooling precedes it."""
         spec = self.backbone.explain_spec(reads_prefix=self.config.pool == "token").under("backbone")
+        if self.pool is not None and spec.attention:
+            # The pooling query sees the patches alone, without the prefix.
+            site = replace(spec.attention[0], path="pool.probabilities", num_prefix=0)
+            spec = replace(spec, attention=[*spec.attention, site])
         is_plain = self.config.pool == "average" and not self.config.pool_norm and not self.config.head
         return replace(spec, linear_head=self._linear_head) if is_plain else spec
 
@@ -232,7 +236,7 @@ def _small() -> dict[str, ClassifierConfig]:
     variants = {}
     for name, (shape, patch, side) in shapes.items():
         # Learned positions start at 0.02 beside patches of size 1: short trainings end before they are noticed.
-        backbone = replace(_vit(shape, patch, side), has_class_token=False, positions="sincos")
+        backbone = replace(_vit(shape, patch, side), has_class_token=False, positions="rotary")
         plain = ClassifierConfig(backbone=backbone, num_classes=10, preprocess=_icons(side))
         variants[name] = plain
         variants[f"{name}_moe4"] = replace(plain, backbone=replace(backbone, moe=MoEConfig(num_experts=4)))
