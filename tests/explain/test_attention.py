@@ -77,6 +77,25 @@ def test_relevance_follows_the_published_recurrence(name):
         torch.testing.assert_close(found[index].flatten(1), row[:, num_prefix:])
 
 
+@pytest.mark.parametrize("num_registers", [0, 2])
+def test_with_attention_pooling_the_pooling_reads_the_relevance(num_registers):
+    torch.manual_seed(0)
+    model = create("vit_attention_test", overrides={"backbone.num_registers": num_registers}).eval()
+    images, spec = pictures(), model.explain_spec()
+    with recording(model, attention=spec.attention) as record:
+        record.run(images)
+        attention = record.attention()
+        slopes = next(record.gradients(SCORES[:1], attention))
+    assert attention[-1].shape[-2] == 1
+    relevance = torch.eye(attention[0].shape[-1])
+    weighed = [(a.detach() * g[0]).clamp_min(0).mean(dim=1) for a, g in zip(attention, slopes, strict=True)]
+    for matrix in weighed[:-1]:
+        relevance = relevance + matrix @ relevance
+    expected = (weighed[-1] @ relevance[..., num_registers:, :])[:, 0, num_registers:]
+    found = AttentionRelevance()(model, images, SCORES[:1], spec).values
+    torch.testing.assert_close(found[0].flatten(1), expected)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", [AttentionRelevance(), HiResCAM()])
 def test_maps_differ_between_classes_and_not_between_batches(name, method):
