@@ -20,7 +20,7 @@ from torch import Tensor
 from saccade.config import Config, to_dict
 from saccade.data.dataset import Dataset
 from saccade.data.loader import Batch, Loader, LoaderConfig
-from saccade.engine.modes import evaluating
+from saccade.engine.modes import channels_last, evaluating
 from saccade.errors import ConfigError, DataError, nearest
 from saccade.metrics.classification import (
     ClassificationMeter,
@@ -246,7 +246,7 @@ def score_batches(
         for batch in batches:
             # Not inference_mode: a table that a model caches in its first forward pass must stay usable for training.
             with torch.no_grad():
-                images = batch.images.to(device)
+                images = channels_last(batch.images.to(device))
                 predictions = model.postprocess(model(images), images)
             labels = relabel[torch.stack([target.label for target in batch.targets]).cpu()]
             meter.update(torch.stack([prediction.scores for prediction in predictions]).cpu(), labels)

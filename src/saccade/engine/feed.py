@@ -17,6 +17,7 @@ from saccade.data.loader import Batch, Loader, LoaderConfig
 from saccade.data.source import DataSource
 from saccade.engine.evaluate import join_classes
 from saccade.engine.features import MAX_BYTES, FeatureLoader, HeadView, fixed_width
+from saccade.engine.modes import channels_last
 from saccade.engine.plan import TrainConfig
 from saccade.errors import DataError
 from saccade.models.base import VisionModel
@@ -83,6 +84,7 @@ class Feed:
     def prepare(self, batch: Batch, device: torch.device) -> Batch:
         """The batch on ``device``, with the model's labels."""
         batch = batch.to(device)
+        batch = replace(batch, images=channels_last(batch.images))
         if self._is_same_order:
             return batch
         return replace(batch, targets=tuple(self._rename(target) for target in batch.targets))

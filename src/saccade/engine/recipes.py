@@ -1,0 +1,35 @@
+"""Trainings that are known to work: a model's name with the config that was measured for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from saccade.engine.plan import TrainConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model and how to train it.
+
+    Attributes:
+        model: registry name.
+        train: the config.
+    """
+
+    model: str
+    train: TrainConfig
+
+
+DEMO = Recipe(
+    "vit_pico_p4_28",
+    TrainConfig(
+        epochs=8,
+        batch_size=64,
+        learning_rate=2e-3,
+        warmup=0.1,
+        # Eight epochs are too few for an average of weights to catch up with the weights themselves.
+        ema_decay=0.0,
+        validation_share=0.05,
+    ),
+)
+"""Clothes of 28x28 pixels (the embedded Fashion-MNIST) in about a minute on two cores, above 82 % on unseen images."""
