@@ -170,9 +170,9 @@ def start(
     elif parts["model"]:
         raise ConfigError("model.* overrides need a model by name", where=parts["model"][0])
     if weights is not None:
-        from saccade.models.build import initialise
+        from saccade.models.build import load_weights
 
-        model = initialise(model, weights)
+        load_weights(model, weights)
     folder = Path(out) if out is not None else _free_folder(name)
     return folder, run(model, source, config, out=folder, name=name)
 
@@ -242,7 +242,7 @@ def predict(
     """
     from saccade.engine.predict import PredictConfig, Predictor
 
-    several = images if isinstance(images, list | tuple) else [images]
+    several: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
     return Predictor(as_model(model), PredictConfig(batch_size=batch_size, speed=speed))(several)
 
 

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 import saccade
 from saccade.errors import ConfigError, SaccadeError
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 app = typer.Typer(
     name="saccade",
@@ -72,12 +68,6 @@ def _fail(sentence: str) -> None:
     sys.exit(2)
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=True)
-
-
 @app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
@@ -95,9 +85,10 @@ def demo(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo.")] = False,
 ) -> None:
     """Train, evaluate, predict and explain on real images; ends with a report. Needs no network."""
+    from saccade.console import new_console
     from saccade.demo import run
 
-    run(out, overwrite=overwrite, console=_console())
+    run(out, overwrite=overwrite, console=new_console())
 
 
 @app.command("models")
@@ -106,19 +97,25 @@ def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """What exists: names, parameters, operations per picture."""
-    from saccade.api import describe_models
+    from saccade.console import new_console, table
+    from saccade.engine.catalog import catalog
 
-    rows = describe_models(task)
+    entries = catalog(task)
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(json.dumps([entry.to_dict() for entry in entries], indent=2))
         return
-    from rich.table import Table
-
-    table = Table("model", "task", "parameters", "GFLOPs", "input", "what it is", box=None, pad_edge=False)
-    for row in rows:
-        cells = [f"{row['parameters'] / 1e6:.2f} M", f"{row['flops'] / 1e9:.2f}", "x".join(map(str, row["size"]))]
-        table.add_row(row["name"], row["task"], *cells, row["summary"])
-    _console().print(table)
+    rows = [
+        (
+            entry.name,
+            entry.architecture,
+            f"{entry.parameters / 1e6:.2f} M",
+            f"{entry.flops / 1e9:.2f}",
+            f"{entry.size[0]}x{entry.size[1]}",
+        )
+        for entry in entries
+    ]
+    new_console().print(table(["model", "what it is", "parameters", "GFLOPs", "input"], rows))
+    typer.echo("\nand timm/NAME for any convolutional timm backbone")
 
 
 @data_app.command("inspect")
@@ -128,21 +125,19 @@ def data_inspect(
     strict: Strict = False,
 ) -> None:
     """What is there: format, splits, classes, sizes, and what is wrong."""
-    from saccade.report import print_inspection, save_inspection
-
-    inspection, source = _inspect(path, strict=strict)
-    print_inspection(inspection, _console())
-    if out is not None:
-        save_inspection(inspection, source, out)
-        typer.echo(f"\nwritten: {out}")
-
-
-def _inspect(path: str, *, strict: bool) -> tuple[Any, Any]:
-    from saccade.data.inspect import inspect
+    from saccade.batch import write_json
+    from saccade.console import new_console, print_inspection
+    from saccade.data.inspect import contact_sheet, inspect
     from saccade.data.source import open_data
 
     source = open_data(path, strict=strict)
-    return inspect(source), source
+    inspection = inspect(source)
+    print_inspection(inspection, new_console())
+    if out is not None:
+        write_json(out / "inspection.json", inspection.to_dict())
+        for name, dataset in source.splits.items():
+            contact_sheet(dataset, out / f"{name}.png")
+        typer.echo(f"\nwritten: {out}")
 
 
 @data_app.command("make")
@@ -177,29 +172,38 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="No live progress.")] = False,
 ) -> None:
     """Train a model on your data; the run folder holds everything needed afterwards."""
-    from saccade.api import resume_run, start_run
-    from saccade.progress import follow
+    from saccade.api import resume as resume_run
+    from saccade.api import start
+    from saccade.console import new_console, print_evaluation, show_training
+    from saccade.report import report_run
 
-    console = _console()
     if resume is not None:
         if model or data:
             raise ConfigError("--resume takes model and data from the run", remedy="leave MODEL and DATA out")
-        run = resume_run(resume)
+        folder, records = resume_run(resume)
     else:
         if model is None or data is None:
-            raise ConfigError("train needs MODEL and DATA", remedy="for example: saccade train vit_nano fashion_mnist")
+            remedy = "for example: saccade train vit_nano_p4_28 fashion_mnist"
+            raise ConfigError("train needs MODEL and DATA", remedy=remedy)
         settings = {
             "epochs": epochs,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
-            "freeze": freeze,
+            "freeze": tuple(freeze) if freeze else None,
             "seed": seed,
         }
         given = {key: value for key, value in settings.items() if value is not None}
-        run = start_run(
+        folder, records = start(
             model, data, out=out, weights=weights, settings=given, assignments=assignments or [], strict=strict
         )
-    follow(run, console, quiet=quiet)
+    console = new_console()
+    try:
+        show_training(records, console, quiet=quiet)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nstopped; go on with: saccade train --resume {folder}\n")
+        raise typer.Exit(130) from None
+    print_evaluation(report_run(folder, data, strict=strict), console)
+    typer.echo(f"\nwritten: {folder}")
 
 
 @app.command()
@@ -212,12 +216,20 @@ def evaluate(
     strict: Strict = False,
 ) -> None:
     """Score a model: accuracy with its interval, calibration, per class; the worst mistakes, explained."""
-    from saccade.api import evaluation_folder
-    from saccade.report import evaluate_and_report, print_evaluation
+    from saccade.api import load
+    from saccade.config import from_dict
+    from saccade.console import new_console, print_evaluation
+    from saccade.data.source import open_data
+    from saccade.engine.evaluate import EvaluateConfig
+    from saccade.report import ReportConfig, evaluate_and_report
 
-    folder = out or evaluation_folder(model)
-    evaluation = evaluate_and_report(model, data, folder, split=split, batch_size=batch_size, strict=strict)
-    print_evaluation(evaluation, _console())
+    folder = out or _evaluation_folder(model)
+    loaded = load(model)
+    source = open_data(data, strict=strict)
+    settings = {"strict": strict} | ({"batch_size": batch_size} if batch_size is not None else {})
+    config = ReportConfig(title=f"{model} on {data}", split=split, evaluate=from_dict(EvaluateConfig, settings))
+    evaluation = evaluate_and_report(loaded, source, folder, config)
+    print_evaluation(evaluation, new_console())
     typer.echo(f"\nwritten: {folder / 'report.html'}")
 
 
@@ -231,11 +243,11 @@ def predict(
     exact: Annotated[bool, typer.Option("--exact", help="The float32 model as written, no faster copy.")] = False,
 ) -> None:
     """What the model sees in pictures."""
-    from saccade.api import load, predict_files, write_json
+    from saccade.api import load
+    from saccade.batch import predict_files, write_json
 
-    predictor = load(model)
     records = []
-    for record in predict_files(predictor, images, top=top, exact=exact):
+    for record in predict_files(load(model), images, top=top, exact=exact):
         records.append(record)
         if as_json:
             typer.echo(json.dumps(record))
@@ -259,18 +271,18 @@ def explain(
     verdict: Annotated[bool, typer.Option(help="Measure how far each map can be trusted.")] = True,
 ) -> None:
     """Which pixels decided, and how far to trust the answer."""
-    from saccade.api import explain_files
+    from saccade.api import load
+    from saccade.batch import explain_files
+    from saccade.explain.explain import ExplainOptions
 
-    shown: Callable[[str], None] = typer.echo
-    for line in explain_files(
-        model,
-        images,
-        of=of or [],
-        against=against,
-        methods=method or ["auto"],
-        layer=layer,
-        out=out,
-        verdict=verdict,
-    ):
-        shown(line)
+    options = ExplainOptions(layer=layer, against=against, verdict=verdict)
+    for line in explain_files(load(model), images, of or [], options, method or ["auto"], out):
+        typer.echo(line)
     typer.echo(f"written: {out}")
+
+
+def _evaluation_folder(model: str) -> Path:
+    """Beside the model's file, or in the current folder for a published source."""
+    path = Path(model)
+    home = path if path.is_dir() else path.parent if path.is_file() else Path()
+    return home / "evaluation"

@@ -3,9 +3,9 @@
 Nothing here is trusted: ``engine.predict`` runs every candidate beside the float32 original on the user's own pictures
 and keeps it only where it is faster and agrees.
 
-8-bit: weights are rounded per output channel, activations per picture while it runs (dynamic quantization, Jacob et
-al. 2018, arXiv 1712.05877), with torch's own oneDNN kernels. The scale of an activation is shared by a whole call, so
-pictures are run one at a time: no prediction depends on the pictures beside it.
+8-bit: weights are rounded per output channel, activations per token while it runs (Jacob et al. 2018, arXiv 1712.05877;
+Dettmers et al. 2022, arXiv 2208.07339), so no prediction depends on the pictures beside it; multiplied by torch's own
+oneDNN kernel.
 """
 
 from __future__ import annotations
@@ -33,13 +33,11 @@ class Candidate:
         name: what was done, for people.
         model: the copy; runs on the same ``ImageBatch``.
         dtype: what the pixels have to be cast to.
-        is_single: run one picture at a time.
     """
 
     name: str
     model: nn.Module
     dtype: torch.dtype = torch.float32
-    is_single: bool = False
 
 
 def candidates(model: nn.Module, device: torch.device) -> Iterator[Candidate]:
@@ -47,14 +45,14 @@ def candidates(model: nn.Module, device: torch.device) -> Iterator[Candidate]:
     fused = copy.deepcopy(model).eval()
     num_fused = fuse_batch_norms(fused)
     if num_fused:
-        fused = fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fused = fused.to(memory_format=torch.channels_last)
         yield Candidate(f"{num_fused} batch norms fused, channels last", fused)
     if has_fast_bfloat16(device):
         yield Candidate("bfloat16", copy.deepcopy(fused).to(torch.bfloat16), torch.bfloat16)
-    if device.type == "cpu" and "onednn" in torch.backends.quantized.supported_engines:
+    if device.type == "cpu" and has_eight_bit_kernel():
         small = copy.deepcopy(fused)
         if quantize_linears(small):
-            yield Candidate("8-bit linear layers", small, is_single=True)
+            yield Candidate("8-bit linear layers", small)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -63,9 +61,20 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
+    flags = _cpu_flags()
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def has_eight_bit_kernel() -> bool:
+    """Whether torch multiplies 8-bit matrices through oneDNN here, and the processor has an instruction for it."""
+    flags = _cpu_flags()
+    has_instruction = any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    return has_instruction and torch._C._has_mkldnn and hasattr(torch.ops.onednn, "qlinear_pointwise")
+
+
+def _cpu_flags() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
 
 
 def fuse_batch_norms(model: nn.Module) -> int:
@@ -90,21 +99,31 @@ def fuse_batch_norms(model: nn.Module) -> int:
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer with int8 weights and dynamically rounded activations, ``[..., C] -> [..., D]``."""
+    """A linear layer with int8 weights and activations rounded token by token, ``[..., C] -> [..., D]``."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach().float()
-        scales = weight.abs().amax(1).clamp_min(1e-12) / 127
-        zeros = torch.zeros(len(scales), dtype=torch.int64)
-        rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        bias = None if linear.bias is None else linear.bias.detach().float()
-        self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
+        self.scales = weight.abs().amax(1).clamp_min(1e-12) / 127
+        rounded = (weight / self.scales[:, None]).round().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self.zeros = torch.zeros(len(weight), dtype=torch.int64)
+        self.bias = None if linear.bias is None else linear.bias.detach().float()
 
     def forward(self, features: Tensor) -> Tensor:
         """The layer applied to the last axis."""
-        result: Tensor = torch.ops.quantized.linear_dynamic(features, self.packed)
-        return result
+        tokens = features.reshape(-1, features.shape[-1])
+        largest = tokens.abs().amax(1, keepdim=True).clamp_min_(1e-12)
+        # The kernel takes one scale for all tokens: each is brought to [-127, 127] before, and back afterwards.
+        rounded = (tokens * (127 / largest)).round_().add_(128).to(torch.uint8)
+        weight = (self.packed, self.scales, self.zeros, None)
+        result: Tensor = torch.ops.onednn.qlinear_pointwise(
+            rounded, 1.0, 128, *weight, 1.0, 0, torch.float32, "none", [], ""
+        )
+        result.mul_(largest / 127)
+        if self.bias is not None:
+            result += self.bias
+        return result.reshape(*features.shape[:-1], -1)
 
 
 def quantize_linears(model: nn.Module) -> int:
@@ -114,7 +133,6 @@ def quantize_linears(model: nn.Module) -> int:
     """
     linears = [(path, module) for path, module in model.named_modules() if type(module) is nn.Linear]
     count = 0
-    torch.backends.quantized.engine = "onednn"
     for path, linear in linears[:-1]:
         if min(linear.in_features, linear.out_features) < MIN_QUANTIZED_FEATURES:
             continue
