@@ -62,7 +62,9 @@ class VerdictConfig(Config):
     max_similarity: float = 0.9
     """Rank similarity with the maps of shuffled copies; more is "failed"."""
     weak_advantage: float = 0.1
-    """An advantage below this is "weak"."""
+    """Area between insertion and deletion over the range of the score (0 by chance); less is "weak"."""
+    centre_margin: float = 0.1
+    """An advantage further than this below that of a blob at the centre is "weak"."""
     weak_similarity: float = 0.7
     """A similarity above this is "weak"."""
     weak_error: float = 0.5
@@ -277,7 +279,8 @@ def _decide(
     doubts = _doubts(figures, is_class_agnostic, config)
     status: Status = "failed" if failures else "weak" if doubts else "supported"
     praise = f"hiding what it points at moves the score {figures['advantage']:.2f} of its range more than chance"
-    return Verdict(status, tuple(failures + doubts) or (praise,), figures, cost, is_class_agnostic)
+    reasons = [*failures, *doubts, *_remarks(figures)] if failures or doubts else [praise, *_remarks(figures)]
+    return Verdict(status, tuple(reasons), figures, cost, is_class_agnostic)
 
 
 def _unreadable(values: Tensor, figures: Mapping[str, float]) -> str | None:
@@ -314,17 +317,28 @@ def _doubts(figures: Mapping[str, float], is_class_agnostic: bool, config: Verdi
     found = []
     if is_class_agnostic:
         found.append("the method ignores what was asked: its map is the same for every class")
-    if figures["deletion"] >= figures["deletion_random"]:
-        found.append("hiding the strongest places first lowers the score no faster than hiding at random")
-    if figures["insertion"] <= figures["deletion_random"]:
-        found.append("showing the strongest places first raises the score no faster than showing at random")
-    if 0 < figures["advantage"] < config.weak_advantage:
-        found.append(f"it beats chance by only {figures['advantage']:.2f} of the range of the score")
-    if figures["advantage"] <= figures["advantage_centre"]:
-        found.append("a blob at the centre of the picture does as well")
+    if figures["advantage"] < config.weak_advantage:
+        found.append(f"insertion beats deletion by only {figures['advantage']:.2f} of the range of the score")
+    if figures["advantage"] < figures["advantage_centre"] - config.centre_margin:
+        found.append(
+            f"a blob at the centre of the picture does better ({figures['advantage_centre']:.2f} of the range of the"
+            f" score, the map {figures['advantage']:.2f})"
+        )
     similarity = max(figures.get("similarity", 0.0), figures.get("similarity_abs", 0.0))
     if similarity > config.weak_similarity:
         found.append(f"the map is much like that of shuffled weights (rank correlation {similarity:.2f})")
     if figures.get("error", 0.0) > config.weak_error:
         found.append(f"the method's own error is {figures['error']:.0%} of the map")
+    return found
+
+
+def _remarks(figures: Mapping[str, float]) -> list[str]:
+    """Worth knowing, no reason for doubt: photographers aim, and scattered holes spoil a picture more than one gap."""
+    found = []
+    if 0 < figures["advantage"] <= figures["advantage_centre"]:
+        found.append("a blob at the centre of the picture would have found it too")
+    if figures["deletion"] >= figures["deletion_random"]:
+        found.append("hiding scattered cells lowers the score as fast as hiding the strongest places")
+    if figures["insertion"] <= figures["deletion_random"]:
+        found.append("showing scattered cells raises the score as fast as showing the strongest places")
     return found
