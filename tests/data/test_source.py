@@ -62,6 +62,33 @@ def test_a_class_called_test_is_a_class(make_folders: Any) -> None:
     assert open_data(make_folders({"test": 5, "control": 5})).classes.names == ("control", "test")
 
 
+def test_one_split_alone_is_a_split(make_folders: Any) -> None:
+    assert list(open_data(make_folders({"test/a": 2, "test/b": 1})).splits) == ["test"]
+
+
+def test_splits_without_class_folders_are_no_classes(make_folders: Any) -> None:
+    with pytest.raises(DataError, match="test and train hold no class folders"):
+        open_data(make_folders({"train": 3, "test": 3}))
+
+
+def test_everything_left_out_is_told(make_folders: Any) -> None:
+    root = make_folders({"train/a": 2, "train/b": 2, "train/c": 0, "train": 1, "test": 2, "extra/a": 1})
+    (root / "train/a/notes.txt").touch()
+    (root / "train/b/photo.heic").touch()
+    (root / "train/b/.hidden").touch()
+    source = open_data(root)
+    assert len(source.splits["train"]) == 4
+    assert source.notes == [
+        "the folder 'extra' is no split with class folders: left out",
+        "the folder 'test' is no split with class folders: left out",
+        "train: left out outside of the class folders: 1 picture",
+        "train: no pictures in the class folder 'c'",
+        "train: left out for their ending (.heic, .txt): 2 files",
+    ]
+    with pytest.raises(DataError, match="extra"):
+        open_data(root, strict=True)
+
+
 def test_missing_class_never_shifts_labels(make_folders: Any) -> None:
     source = open_data(make_folders({"train/ant": 2, "train/bee": 2, "train/cow": 2, "val/bee": 1, "val/cow": 1}))
     assert names_of(source, "val") == ["bee", "cow"]
@@ -73,7 +100,7 @@ def test_renamed_class_is_reported_with_the_nearest_name(make_folders: Any) -> N
     root = make_folders({"train/sneaker": 2, "train/sandal": 2, "val/Sneakers": 2, "val/sandal": 1})
     source = open_data(root)
     assert names_of(source, "val") == ["sandal"]
-    assert "'Sneakers' that train has not (did you mean 'sneaker'?): its 2 pictures are left out" in source.notes[0]
+    assert "'Sneakers' that train has not (did you mean 'sneaker'?): 2 pictures left out" in source.notes[0]
     with pytest.raises(DataError, match="Sneakers"):
         open_data(root, strict=True)
 
@@ -113,8 +140,9 @@ def test_folders_without_a_task(make_folders: Any, tmp_path: Path, counts: dict[
 
 
 def test_missing_path_and_near_name() -> None:
-    with pytest.raises(DataError, match="no such folder or file"):
-        open_data("no/such/folder")
+    for nothing in ("no/such/folder", "", " "):
+        with pytest.raises(DataError, match="no such folder or file"):
+            open_data(nothing)
     with pytest.raises(DataError, match="did you mean 'fashion_mnist'"):
         open_data("fashion-mnist")
 
@@ -393,9 +421,9 @@ def test_objects_without_names_are_told_the_remedy() -> None:
         open_data(FakeData(4, (3, 8, 8), 2))
     with pytest.raises(DataError, match="list is no data set"):
         open_data([1, 2])
-    with pytest.raises(DataError, match="mapping of splits is empty"):
+    with pytest.raises(DataError, match="the splits are missing"):
         open_data({})
-    with pytest.raises(DataError, match="'holdout' is unknown"):
+    with pytest.raises(DataError, match="the splits are holdout; expected train, val, test"):
         open_data({"holdout": Pairs(["a", "b"], [0, 1])})
 
 
@@ -405,6 +433,13 @@ def test_objects_are_joined_by_name() -> None:
     assert source.splits["val"].labels().tolist() == [2, 0, 2]
     assert int(source.splits["val"][0].target.label) == 2
     assert "val has no pictures of 1 class: 'b'" in source.notes[0]
+
+
+def test_other_splits_of_objects_are_told() -> None:
+    pairs = Pairs(["a", "b"], [0, 1])
+    assert open_data({"train": pairs, "unsupervised": pairs}).notes == ["the split 'unsupervised' is left out"]
+    with pytest.raises(DataError, match="a second val split, 'validation'"):
+        open_data({"val": pairs, "validation": pairs})
 
 
 def test_arrays_are_joined_by_name() -> None:

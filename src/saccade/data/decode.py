@@ -31,7 +31,9 @@ ImageSource = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
 MAX_PIXELS = 100_000_000
 """Largest picture that is decoded, in pixels: 10,000 x 10,000, which takes 0.3 GB as RGB bytes."""
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
 """Endings of the files that count as pictures when a folder is searched."""
 
 _ORIENTATION = 0x0112

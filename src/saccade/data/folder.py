@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 from saccade.data.dataset import FileDataset, LabelledFile, Opened
 from saccade.data.decode import SUFFIXES
-from saccade.data.splits import SPLIT_NAMES, join_by_name, split_by_hash, told_split
+from saccade.data.splits import SPLIT_NAMES, counted, join_by_name, split_by_hash, told_split
 from saccade.errors import DataError
 
-LabelledPaths = list[tuple[Path, str]]
+_OTHER_TASKS = frozenset({"annotations", "images", "imagesets", "jpegimages", "labels", "masks"})
+"""Folders of data sets with boxes, masks or captions: their names are no classes."""
+
+
+class _Found(NamedTuple):
+    """What a folder of class folders holds: pictures with the names of their classes, and what was left out."""
+
+    items: list[tuple[Path, str]]
+    notes: list[str]
 
 
 def open_folder(root: Path, *, strict: bool = False) -> Opened:
@@ -20,96 +29,111 @@ def open_folder(root: Path, *, strict: bool = False) -> Opened:
     Raises:
         DataError: no folders, no pictures, one class only, or, with ``strict``, splits that do not agree.
     """
-    folders = _split_folders(root)
+    folders, notes = _split_folders(root)
     if folders:
-        splits = {split: _labelled(folder) for split, folder in folders.items()}
-        empty = [f"{split} ({folders[split].name}) has no pictures" for split, items in splits.items() if not items]
-        if empty and strict:
-            raise DataError("; ".join(empty), where=str(root))
-        name = f"class folders with splits {', '.join(splits)}"
-        notes = empty
+        found = {split: _labelled(folder, split) for split, folder in folders.items()}
+        splits = {split: part.items for split, part in found.items()}
+        notes += [note for part in found.values() for note in part.notes]
+        notes += [f"{split} ({folders[split].name}) has no pictures" for split, items in splits.items() if not items]
     else:
-        items = _labelled(root)
-        _check_flat(root, items)
+        items, notes = _labelled(root, root.name)
         splits = split_by_hash(items, [path.relative_to(root).as_posix() for path, _ in items])
-        name = "class folders without splits"
-        notes = [f"no split folders: {told_split()}"]
     if not any(splits.values()):
         raise _no_pictures(root)
+    if notes and strict:
+        raise DataError("; ".join(notes), where=str(root), remedy="mend the folders, or leave out --strict")
+    if not folders:
+        notes.append(f"no split folders: {told_split()}")
     joined = join_by_name({split: items for split, items in splits.items() if items}, str(root), strict=strict)
     licence = read_licence(root)
     datasets = {
         split: FileDataset([LabelledFile(*item) for item in items], joined.classes, root, licence)
         for split, items in joined.splits.items()
     }
+    name = f"class folders with splits {', '.join(splits)}" if folders else "class folders without splits"
     return Opened(name, datasets, notes + joined.notes)
 
 
-_OTHER_TASKS = frozenset({"annotations", "images", "imagesets", "jpegimages", "labels", "masks"})
-"""Folders of data sets with boxes, masks or captions: their names are no classes."""
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    """Split name -> folder, for a folder whose sub-folders are splits."""
+def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """Split name -> folder, for a folder whose sub-folders are splits, and notes about the other sub-folders."""
     found: dict[str, Path] = {}
+    others: list[str] = []
     for folder in _subfolders(root):
         split = SPLIT_NAMES.get(folder.name.lower())
-        if split is None:
-            continue
-        if split in found:
+        # A class may well be called "test"; a split holds folders of its own.
+        if split is None or not _subfolders(folder):
+            others.append(folder.name)
+        elif split in found:
             both = f"{found[split].name} and {folder.name}"
             raise DataError(f"{both} are both the {split} split", where=str(root), remedy="keep one of them")
-        found[split] = folder
-    # A class may well be called "test"; a split holds folders of its own.
-    found = {split: folder for split, folder in found.items() if not any(iter_pictures(folder, depth=0))}
-    order = ("train", "val", "test")
-    return {split: found[split] for split in order if split in found} if "train" in found or len(found) > 1 else {}
+        else:
+            found[split] = folder
+    if "train" in found or len(found) > 1 or (found and not others):
+        notes = [f"the folder {name!r} is no split with class folders: left out" for name in others]
+        return {split: found[split] for split in ("train", "val", "test") if split in found}, notes
+    if len(others) > 1 and all(name.lower() in SPLIT_NAMES for name in others):
+        raise DataError(
+            f"{' and '.join(others)} hold no class folders",
+            where=str(root),
+            expected="one sub-folder per class in each split",
+        )
+    return {}, []
 
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
 
 
-def iter_pictures(folder: Path, *, depth: int | None = None) -> Iterator[Path]:
-    """Files below ``folder`` whose ending is that of a picture, sorted; hidden ones are left out.
-
-    Args:
-        folder: where to look.
-        depth: how many levels of sub-folders to enter; None is all.
-    """
-    for place, names, files in os.walk(folder):
-        here = Path(place)
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        if depth is not None and len(here.relative_to(folder).parts) >= depth:
-            names.clear()
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield here / name
-
-
-def _labelled(folder: Path) -> LabelledPaths:
-    names = {child.name.lower() for child in _subfolders(folder)}
-    if names and names <= _OTHER_TASKS:
+def _labelled(folder: Path, name: str) -> _Found:
+    """The pictures in the class folders of a folder."""
+    classes = _subfolders(folder)
+    if classes and {child.name.lower() for child in classes} <= _OTHER_TASKS:
+        shown = ", ".join(child.name for child in classes)
         raise DataError(
-            f"the folders {', '.join(sorted(names))} belong to a data set with boxes, masks or captions",
+            f"the folders {shown} belong to a data set with boxes, masks or captions",
             where=str(folder),
             expected="one sub-folder per class",
         )
-    return [(path, child.name) for child in _subfolders(folder) for path in iter_pictures(child)]
-
-
-def _check_flat(root: Path, items: LabelledPaths) -> None:
-    if items:
-        return
-    loose = sum(1 for _ in iter_pictures(root, depth=0))
-    if loose:
+    pictures: dict[str, list[Path]] = {}
+    others: Counter[str] = Counter()
+    for child in classes:
+        pictures[child.name], strange = _pictures(child)
+        others += strange
+    items = [(path, label) for label, paths in pictures.items() for path in paths]
+    loose = len([path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES])
+    if loose and not items:
         raise DataError(
-            f"the folder holds {loose} pictures but no class folders",
-            where=str(root),
+            f"the folder holds {counted(loose, 'picture')} but no class folders",
+            where=str(folder),
             expected="one sub-folder per class",
             remedy="move the pictures of each class into a folder of its name, or list them in a CSV of path,label",
         )
-    raise _no_pictures(root)
+    notes = [f"{name}: left out outside of the class folders: {counted(loose, 'picture')}"] if loose else []
+    empty = [label for label, paths in pictures.items() if not paths]
+    if empty and items:
+        shown = ", ".join(repr(label) for label in empty)
+        notes.append(f"{name}: no pictures in the class folder{'s' if len(empty) > 1 else ''} {shown}")
+    if others:
+        shown = ", ".join(sorted(others))
+        notes.append(f"{name}: left out for their ending ({shown}): {counted(others.total(), 'file')}")
+    return _Found(items, notes)
+
+
+def _pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The files below a folder whose ending is that of a picture, sorted, and the endings of the others."""
+    pictures: list[Path] = []
+    others: Counter[str] = Counter()
+    for place, names, files in os.walk(folder):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        for name in sorted(files):
+            suffix = Path(name).suffix.lower()
+            if name.startswith(".") or name.lower() in {"thumbs.db", "desktop.ini"}:
+                continue
+            if suffix in SUFFIXES:
+                pictures.append(Path(place) / name)
+            else:
+                others[suffix or "no ending"] += 1
+    return pictures, others
 
 
 def _no_pictures(root: Path) -> DataError:

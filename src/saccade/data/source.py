@@ -73,8 +73,8 @@ def open_data(source: Any, *, strict: bool = False) -> DataSource:
         return source
     if not isinstance(source, str | Path):
         return _source(open_object(source, strict=strict), type(source).__name__)
-    path = Path(source)
-    if not path.exists():
+    path = Path(source).expanduser()
+    if not str(source).strip() or not path.exists():
         if str(source) in embedded.names():
             return _source(embedded.open_embedded(str(source)), str(source))
         raise _missing(str(source))

@@ -91,13 +91,18 @@ def _disagreements(split: str, leader: str, counts: Counter[str], classes: Class
         near = nearest(name, absent) or nearest(name, classes)
         hint = f" (did you mean {near!r}?)" if near else ""
         notes.append(
-            f"{split} has a class {name!r} that {leader} has not{hint}: its {counts[name]} pictures are left out"
+            f"{split} has a class {name!r} that {leader} has not{hint}: {counted(counts[name], 'picture')} left out"
         )
     if absent:
         shown = ", ".join(repr(name) for name in absent[:8]) + (", ..." if len(absent) > 8 else "")
         noun = "class" if len(absent) == 1 else "classes"
         notes.append(f"{split} has no pictures of {len(absent)} {noun}: {shown}; labels stay as they are in {leader}")
     return notes
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1 picture", "2 pictures"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def check_two_classes(classes: Classes, where: str) -> None:

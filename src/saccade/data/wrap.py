@@ -28,20 +28,26 @@ def open_object(source: Any, *, strict: bool = False) -> Opened:
         DataError: an object that is not recognised, without class names, or with labels outside its classes.
     """
     parts: dict[str, Any] = {}
+    unknown: list[str] = []
     if isinstance(source, Mapping):
         for name, part in source.items():
             split = SPLIT_NAMES.get(str(name).lower())
-            if split is None or split in parts:
-                raise DataError(f"the split {name!r} is unknown or there twice", expected="train, val, test")
-            parts[split] = part
+            if split in parts:
+                raise DataError(f"there is a second {split} split, {name!r}", expected="each split once")
+            if split is None:
+                unknown.append(str(name))
+            else:
+                parts[split] = part
     else:
         parts["train"] = source
-    if not parts:
-        raise DataError("the mapping of splits is empty", expected="train, val, test")
+    if not parts or (unknown and strict):
+        got = f"are {', '.join(unknown)}" if unknown else "are missing"
+        raise DataError(f"the splits {got}", where=type(source).__name__, expected="train, val, test")
     told, wrapped = "", {}
     for split, part in parts.items():
         told, wrapped[split] = _wrap(part, split)
-    return _join(told, wrapped, strict)
+    opened = _join(told, wrapped, strict)
+    return opened._replace(notes=[*(f"the split {name!r} is left out" for name in unknown), *opened.notes])
 
 
 def _wrap(source: Any, split: str) -> tuple[str, Dataset]:
