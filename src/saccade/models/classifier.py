@@ -236,7 +236,7 @@ def _small() -> dict[str, ClassifierConfig]:
     variants = {}
     for name, (shape, patch, side) in shapes.items():
         # Learned positions start at 0.02 beside patches of size 1: short trainings end before they are noticed.
-        backbone = replace(_vit(shape, patch, side), has_class_token=False, positions="rotary")
+        backbone = replace(_vit(shape, patch, side), has_class_token=False, positions="sincos")
         plain = ClassifierConfig(backbone=backbone, num_classes=10, preprocess=_icons(side))
         variants[name] = plain
         variants[f"{name}_moe4"] = replace(plain, backbone=replace(backbone, moe=MoEConfig(num_experts=4)))
