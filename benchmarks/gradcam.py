@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from measure import Row, compare, parser, report
-from saccade.explain.cam import GradCAM
-from saccade.explain.heatmap import to_original
-from saccade.explain.record import find_module
-from saccade.explain.scores import class_score
+from saccade.explanation.cam import GradCAM
+from saccade.explanation.heatmap import to_original
+from saccade.explanation.record import find_module
+from saccade.explanation.scores import class_score
 from saccade.models.build import create
 from saccade.types import ImageBatch
 

@@ -22,15 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.explain.adapt import adapt
-from saccade.explain.attention import AttentionRelevance
-from saccade.explain.attribution import Attribution, Explainer
-from saccade.explain.cam import EigenCAM, GradCAM, HiResCAM
-from saccade.explain.faithfulness import energy_inside
-from saccade.explain.gradients import GuidedBackprop
-from saccade.explain.perturbation import Occlusion
-from saccade.explain.scores import class_score
-from saccade.explain.verdict import Judge, VerdictConfig
+from saccade.explanation.adapt import adapt
+from saccade.explanation.attention import AttentionRelevance
+from saccade.explanation.attribution import Attribution, Explainer
+from saccade.explanation.cam import EigenCAM, GradCAM, HiResCAM
+from saccade.explanation.faithfulness import energy_inside
+from saccade.explanation.gradients import GuidedBackprop
+from saccade.explanation.perturbation import Occlusion
+from saccade.explanation.scores import class_score
+from saccade.explanation.verdict import Judge, VerdictConfig
 from saccade.ops.image import Preprocess
 from saccade.types import ImageBatch
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from saccade.data.decode import ImageSource
     from saccade.engine.evaluate import Evaluation
     from saccade.engine.train import StepRecord
-    from saccade.explain.heatmap import Heatmap
+    from saccade.explanation.heatmap import Heatmap
     from saccade.types import Classification
 
 AnyModel = VisionModel[Any, Any, Any]
@@ -273,7 +273,7 @@ def explain(
         >>> heat.verdict.status, heat.map.shape
         >>> heat.save("why.png")
     """
-    from saccade.explain.explain import explain as run
+    from saccade.explanation.explain import explain as run
 
     ready = as_model(model) if isinstance(model, str | Path) else model
     return run(ready, image, of=of, against=against, method=method, layer=layer, verdict=verdict)

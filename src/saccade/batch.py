@@ -14,9 +14,9 @@ from saccade.api import AnyModel
 from saccade.data.decode import SUFFIXES
 from saccade.engine.predict import PredictConfig, Predictor
 from saccade.errors import DataError
-from saccade.explain.explain import ExplainOptions, explain_batch
-from saccade.explain.heatmap import Heatmap
-from saccade.explain.methods import suited
+from saccade.explanation.explain import ExplainOptions, explain_batch
+from saccade.explanation.heatmap import Heatmap
+from saccade.explanation.methods import suited
 from saccade.report import make_folder, panel
 
 

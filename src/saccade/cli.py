@@ -273,7 +273,7 @@ def explain(
     """Which pixels decided, and how far to trust the answer."""
     from saccade.api import load
     from saccade.batch import explain_files
-    from saccade.explain.explain import ExplainOptions
+    from saccade.explanation.explain import ExplainOptions
 
     options = ExplainOptions(layer=layer, against=against, verdict=verdict)
     for line in explain_files(load(model), images, of or [], options, method or ["auto"], out):

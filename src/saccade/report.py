@@ -28,9 +28,9 @@ from saccade.engine.checkpoint import load_model
 from saccade.engine.evaluate import EvaluateConfig, Evaluation, Mistake, evaluate
 from saccade.engine.run import RunFolder
 from saccade.errors import RunError
-from saccade.explain.explain import ExplainOptions, explain_batch
-from saccade.explain.heatmap import Heatmap
-from saccade.explain.methods import suited
+from saccade.explanation.explain import ExplainOptions, explain_batch
+from saccade.explanation.heatmap import Heatmap
+from saccade.explanation.methods import suited
 from saccade.models.base import VisionModel
 
 AnyModel = VisionModel[Any, Any, Any]

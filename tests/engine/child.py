@@ -5,8 +5,8 @@ import os
 import sys
 
 import torch
-from conftest import make_model, make_source
 
+from conftest import make_model, make_source
 from saccade.config import from_dict
 from saccade.engine.train import TrainConfig, train
 

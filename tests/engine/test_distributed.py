@@ -13,7 +13,14 @@ import torch
 from saccade.engine.plan import TrainConfig
 from saccade.engine.train import train
 
-SETTINGS = {"epochs": 2, "optimizer": "sgd", "learning_rate": 0.05, "ema_decay": 0.5, "device": "cpu"}
+SETTINGS = {
+    "epochs": 2,
+    "optimizer": "sgd",
+    "learning_rate": 0.05,
+    "ema_decay": 0.5,
+    "device": "cpu",
+    "precision": "32",
+}
 
 
 def free_port():

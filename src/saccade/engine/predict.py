@@ -128,12 +128,9 @@ class Predictor:
 
 def run(candidate: Candidate, model: VisionModel[Any, Any, Any], batch: ImageBatch) -> list[Prediction]:
     """Predictions of one batch by a copy of ``model``."""
-    parts = [batch[index] for index in range(len(batch))] if candidate.is_single else [batch]
-    predictions: list[Prediction] = []
     with torch.inference_mode():
-        for part in parts:
-            outputs = candidate.model(part.to(dtype=candidate.dtype))
-            predictions += model.postprocess(_to_float(outputs), part)
+        outputs = candidate.model(batch.to(dtype=candidate.dtype))
+        predictions: list[Prediction] = model.postprocess(_to_float(outputs), batch)
     return predictions
 
 

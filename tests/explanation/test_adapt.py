@@ -9,10 +9,10 @@ import torchvision
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError, ExplainError
-from saccade.explain.adapt import adapt
-from saccade.explain.attention import AttentionRelevance, AttentionRollout
-from saccade.explain.cam import CAM, GradCAM, HiResCAM
-from saccade.explain.scores import class_score
+from saccade.explanation.adapt import adapt
+from saccade.explanation.attention import AttentionRelevance, AttentionRollout
+from saccade.explanation.cam import CAM, GradCAM, HiResCAM
+from saccade.explanation.scores import class_score
 from saccade.ops.image import Preprocess
 from saccade.types import ImageBatch
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError, InputError
-from saccade.explain.attribution import Attribution
-from saccade.explain.perturbation import RISE, Occlusion
-from saccade.explain.scramble import scrambled
-from saccade.explain.trials import areas, cells_of, pooled
-from saccade.explain.verdict import Judge, Verdict, VerdictConfig, judge
+from saccade.explanation.attribution import Attribution
+from saccade.explanation.perturbation import RISE, Occlusion
+from saccade.explanation.scramble import scrambled
+from saccade.explanation.trials import areas, cells_of, pooled
+from saccade.explanation.verdict import Judge, Verdict, VerdictConfig, judge
 from saccade.types import ExplainSpec, Geometry, GridLayer, ImageBatch
 
 SPEC = ExplainSpec({"final": GridLayer("", lambda activation, canvas: activation)})

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import ExplainError
-from saccade.explain.attribution import ScoreFn
-from saccade.explain.faithfulness import keep_masks, mirrored_ties, orders
-from saccade.explain.scores import logits_of
+from saccade.explanation.attribution import ScoreFn
+from saccade.explanation.faithfulness import keep_masks, mirrored_ties, orders
+from saccade.explanation.scores import logits_of
 from saccade.types import ImageBatch
 
 

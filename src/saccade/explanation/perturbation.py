@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
 from saccade.errors import ConfigError, ExplainError
-from saccade.explain.attribution import Attribution, ScoreFn
-from saccade.explain.record import undisturbed
+from saccade.explanation.attribution import Attribution, ScoreFn
+from saccade.explanation.record import undisturbed
 from saccade.types import ExplainSpec, ImageBatch
 
 Baseline = Literal["mean", "blur", "black"]

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from saccade.errors import ConfigError, ExplainError
-from saccade.explain.attribution import Attribution, ScoreFn
-from saccade.explain.perturbation import BASELINES, Baseline, baseline_pixels
-from saccade.explain.record import Record, recording, unwrap
+from saccade.explanation.attribution import Attribution, ScoreFn
+from saccade.explanation.perturbation import BASELINES, Baseline, baseline_pixels
+from saccade.explanation.record import Record, recording, unwrap
 from saccade.types import ExplainSpec, ImageBatch
 
 

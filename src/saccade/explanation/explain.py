@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from saccade.data.decode import read_image
 from saccade.errors import ConfigError, ExplainError, InputError
-from saccade.explain.adapt import adapt, model_device
-from saccade.explain.attribution import Attribution, Explainer
-from saccade.explain.heatmap import Heatmap, to_original
-from saccade.explain.methods import default_method
-from saccade.explain.methods import method as named_method
-from saccade.explain.record import undisturbed, unwrap
-from saccade.explain.scores import class_score, contrast_score, logits_of
-from saccade.explain.verdict import Judge, Verdict
+from saccade.explanation.adapt import adapt, model_device
+from saccade.explanation.attribution import Attribution, Explainer
+from saccade.explanation.heatmap import Heatmap, to_original
+from saccade.explanation.methods import default_method
+from saccade.explanation.methods import method as named_method
+from saccade.explanation.record import undisturbed, unwrap
+from saccade.explanation.scores import class_score, contrast_score, logits_of
+from saccade.explanation.verdict import Judge, Verdict
 from saccade.types import Classes, Classification, ExplainSpec, ImageBatch
 
 Question = str | int | Classification | None

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import ExplainError
-from saccade.explain.cam import GradCAM, HiResCAM
-from saccade.explain.gradients import Gradient, IntegratedGradients, SmoothGrad
-from saccade.explain.inner import InnerAttention
-from saccade.explain.record import find_module, recording, undisturbed, unwrap
-from saccade.explain.scores import class_score
+from saccade.explanation.cam import GradCAM, HiResCAM
+from saccade.explanation.gradients import Gradient, IntegratedGradients, SmoothGrad
+from saccade.explanation.inner import InnerAttention
+from saccade.explanation.record import find_module, recording, undisturbed, unwrap
+from saccade.explanation.scores import class_score
 from saccade.types import ExplainSpec, GridLayer, ImageBatch
 
 SCORES = [class_score(0), class_score(1)]
@@ -155,7 +155,7 @@ def test_twenty_scores_at_once_equal_one_by_one():
 
 def test_chunks_of_scores_change_nothing(net, monkeypatch):
     whole = GradCAM("first")(net, pictures(), SCORES * 3, SPEC).values
-    monkeypatch.setattr("saccade.explain.record.ELEMENTS_AT_ONCE", 2 * 5 * 8 * 12 * 4)
+    monkeypatch.setattr("saccade.explanation.record.ELEMENTS_AT_ONCE", 2 * 5 * 8 * 12 * 4)
     torch.testing.assert_close(GradCAM("first")(net, pictures(), SCORES * 3, SPEC).values, whole)
 
 

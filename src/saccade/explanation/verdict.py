@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from saccade.config import Config
 from saccade.errors import ConfigError, InputError
-from saccade.explain.attribution import Attribution, Explainer, ScoreFn
-from saccade.explain.faithfulness import centre_map, counts_of, keep_masks, negative_share, rank_similarity
-from saccade.explain.perturbation import Baseline, baseline_pixels, masked_scores
-from saccade.explain.record import undisturbed
-from saccade.explain.scramble import Extent, scrambled
-from saccade.explain.trials import answers_of, areas, both_games, cells_of, movement, pooled
+from saccade.explanation.attribution import Attribution, Explainer, ScoreFn
+from saccade.explanation.faithfulness import centre_map, counts_of, keep_masks, negative_share, rank_similarity
+from saccade.explanation.perturbation import Baseline, baseline_pixels, masked_scores
+from saccade.explanation.record import undisturbed
+from saccade.explanation.scramble import Extent, scrambled
+from saccade.explanation.trials import answers_of, areas, both_games, cells_of, movement, pooled
 from saccade.types import ExplainSpec, ImageBatch
 
 Status = Literal["supported", "weak", "failed"]

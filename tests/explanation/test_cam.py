@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError, ExplainError, UnknownNameError
-from saccade.explain import cam
-from saccade.explain.scores import class_score
+from saccade.explanation import cam
+from saccade.explanation.scores import class_score
 from saccade.types import ExplainSpec, GridLayer, ImageBatch
 
 SCORES = [class_score(0), class_score(1)]

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError, ExplainError, nearest
-from saccade.explain.inner import InnerAttention
-from saccade.explain.record import attention_key, find_module, recording, unwrap
-from saccade.explain.scores import logits_of
+from saccade.explanation.inner import InnerAttention
+from saccade.explanation.record import attention_key, find_module, recording, unwrap
+from saccade.explanation.scores import logits_of
 from saccade.ops.image import Preprocess
 from saccade.types import AttentionSite, Classes, ExplainSpec, GridLayer, ImageBatch, LinearHead
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from saccade.errors import ExplainError
-from saccade.explain.attribution import ScoreFn
-from saccade.explain.inner import AttentionWatch, InnerAttention
+from saccade.explanation.attribution import ScoreFn
+from saccade.explanation.inner import AttentionWatch, InnerAttention
 from saccade.types import AttentionSite, GridLayer, ImageBatch
 
 ELEMENTS_AT_ONCE = 32_000_000

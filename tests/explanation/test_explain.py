@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError, ExplainError, ImageError, InputError, UnknownNameError
-from saccade.explain import attention, cam
-from saccade.explain.adapt import adapt
-from saccade.explain.explain import ExplainOptions, explain, explain_batch
-from saccade.explain.methods import METHODS, default_method, method, suited
+from saccade.explanation import attention, cam
+from saccade.explanation.adapt import adapt
+from saccade.explanation.explain import ExplainOptions, explain, explain_batch
+from saccade.explanation.methods import METHODS, default_method, method, suited
 from saccade.models.build import create
 from saccade.ops.image import Preprocess
 from saccade.types import Classes, Classification, ExplainSpec, GridLayer, ImageBatch, LinearHead

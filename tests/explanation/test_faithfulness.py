@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from saccade.errors import InputError
-from saccade.explain import faithfulness as ff
+from saccade.explanation import faithfulness as ff
 
 
 def additive(*weights: float, bias: float = 0.0):

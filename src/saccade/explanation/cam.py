@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError, ExplainError, UnknownNameError
-from saccade.explain.attribution import Attribution, ScoreFn
-from saccade.explain.gradients import negative_share
-from saccade.explain.record import recording
-from saccade.explain.scores import logits_of
+from saccade.explanation.attribution import Attribution, ScoreFn
+from saccade.explanation.gradients import negative_share
+from saccade.explanation.record import recording
+from saccade.explanation.scores import logits_of
 from saccade.types import ExplainSpec, GridLayer, ImageBatch
 
 

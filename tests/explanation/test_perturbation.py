@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError, ExplainError
-from saccade.explain.perturbation import (
+from saccade.explanation.perturbation import (
     RISE,
     Occlusion,
     baseline_pixels,

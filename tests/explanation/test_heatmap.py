@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from saccade.errors import InputError, RunError
-from saccade.explain.heatmap import Heatmap, to_original
+from saccade.explanation.heatmap import Heatmap, to_original
 from saccade.ops.image import Preprocess
 from saccade.types import Geometry
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saccade.errors import ConfigError, ExplainError, InputError
-from saccade.explain.attribution import ScoreFn
+from saccade.explanation.attribution import ScoreFn
 
 
 @dataclass(frozen=True)

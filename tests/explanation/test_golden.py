@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from saccade.explain import attention, cam, gradients
-from saccade.explain.heatmap import to_original
-from saccade.explain.record import recording
-from saccade.explain.scores import class_score, contrast_score
+from saccade.explanation import attention, cam, gradients
+from saccade.explanation.heatmap import to_original
+from saccade.explanation.record import recording
+from saccade.explanation.scores import class_score, contrast_score
 from saccade.types import ExplainSpec, Geometry, GridLayer, ImageBatch, LinearHead
 
 SCORES = [class_score(0), class_score(1), class_score(2)]

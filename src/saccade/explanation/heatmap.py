@@ -20,7 +20,7 @@ from saccade.errors import InputError, RunError
 from saccade.types import Geometry
 
 if TYPE_CHECKING:
-    from saccade.explain.verdict import Verdict
+    from saccade.explanation.verdict import Verdict
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saccade.explain.record import unwrap
+from saccade.explanation.record import unwrap
 
 Extent = Literal["rows", "all"]
 """``all`` shuffles every tensor wholly, norms and their statistics too; ``rows`` shuffles the weights of each output

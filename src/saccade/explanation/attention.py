@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import ExplainError
-from saccade.explain.attribution import Attribution, ScoreFn
-from saccade.explain.record import recording
+from saccade.explanation.attribution import Attribution, ScoreFn
+from saccade.explanation.record import recording
 from saccade.types import ExplainSpec, ImageBatch
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from saccade.errors import ConfigError, UnknownNameError, nearest
-from saccade.explain import attention, cam, gradients, perturbation
-from saccade.explain.attribution import Explainer
+from saccade.explanation import attention, cam, gradients, perturbation
+from saccade.explanation.attribution import Explainer
 from saccade.types import ExplainSpec
 
 METHODS: Mapping[str, type[Explainer]] = MappingProxyType(

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError, ExplainError
-from saccade.explain import gradients
-from saccade.explain.scores import class_score, probability_score
+from saccade.explanation import gradients
+from saccade.explanation.scores import class_score, probability_score
 from saccade.ops.image import Preprocess
 from saccade.types import ExplainSpec, GridLayer, ImageBatch
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from saccade.errors import ExplainError
-from saccade.explain.attention import AttentionRelevance, AttentionRollout
-from saccade.explain.cam import HiResCAM
-from saccade.explain.record import recording
-from saccade.explain.scores import class_score, logits_of
+from saccade.explanation.attention import AttentionRelevance, AttentionRollout
+from saccade.explanation.cam import HiResCAM
+from saccade.explanation.record import recording
+from saccade.explanation.scores import class_score, logits_of
 from saccade.models.build import create
 from saccade.types import ExplainSpec, GridLayer, ImageBatch
 

@@ -1,0 +1,151 @@
+"""Prediction, and the faster copies it may use."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from saccade.engine import predict as predict_module
+from saccade.engine.fast import (
+    Candidate,
+    candidates,
+    fuse_batch_norms,
+    has_eight_bit_kernel,
+    largest_difference,
+    quantize_linears,
+)
+from saccade.engine.predict import NUM_CHECKED, PredictConfig, Predictor
+from saccade.errors import ConfigError, ImageError
+from saccade.models.build import create
+
+
+@pytest.fixture
+def pictures() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 256, (3, 40, 50), generator=generator, dtype=torch.uint8) for _ in range(20)]
+
+
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    return create("vit_micro_p4_28").eval()
+
+
+def test_predictions_come_in_order_and_do_not_depend_on_the_batch(pictures: list[torch.Tensor]) -> None:
+    model = vit()
+    together = Predictor(model, PredictConfig(batch_size=7, speed="exact"))(pictures)
+    alone = [Predictor(model, PredictConfig(speed="exact"))([picture])[0] for picture in pictures[:3]]
+    assert len(together) == 20
+    for one, other in zip(alone, together, strict=False):
+        torch.testing.assert_close(one.scores, other.scores, atol=1e-5, rtol=0)
+
+
+def test_paths_and_arrays_give_the_same(tmp_path, pictures: list[torch.Tensor]) -> None:
+    path = tmp_path / "picture.png"
+    array = pictures[0].permute(1, 2, 0).numpy()
+    Image.fromarray(array).save(path)
+    predictor = Predictor(vit())
+    first, second, third = predictor([path, array, Image.open(path)])
+    assert torch.equal(first.scores, second.scores)
+    assert torch.equal(first.scores, third.scores)
+
+
+def test_an_unreadable_picture_is_named(tmp_path) -> None:
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"not a picture")
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        Predictor(vit())([path])
+
+
+def test_batch_size_is_checked() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        PredictConfig(batch_size=0)
+
+
+def test_fusing_keeps_the_outputs() -> None:
+    torch.manual_seed(0)
+    model = create("timm/resnet18", num_classes=5).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    pixels = torch.randn(2, 3, 64, 64)
+    fused = copy.deepcopy(model)
+    assert fuse_batch_norms(fused) == 20
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    with torch.no_grad():
+        maps, fused_maps = model.backbone(pixels).maps[-1], fused.backbone(pixels).maps[-1]
+    torch.testing.assert_close(fused_maps, maps, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not has_eight_bit_kernel(), reason="this processor has no 8-bit multiplication")
+def test_eight_bit_layers_are_close_and_leave_the_head_alone() -> None:
+    model = vit()
+    small = copy.deepcopy(model)
+    count = quantize_linears(small)
+    assert count == 4 * 6
+    assert isinstance(small.head, nn.Linear)
+    pixels = torch.randn(1, 128, 128)
+    linear = nn.Linear(128, 256)
+    holder = nn.Sequential(linear, nn.Linear(256, 2))
+    quantize_linears(holder)
+    error = (holder[0](pixels) - linear(pixels)).abs().max()
+    assert 0 < error < 0.05, "rounding to 8 bits costs something, but not much"
+    torch.testing.assert_close(holder[0](pixels[:, 5:6]), holder[0](pixels)[:, 5:6], atol=1e-5, rtol=0)
+
+
+def test_a_copy_that_disagrees_is_never_used(monkeypatch, pictures: list[torch.Tensor]) -> None:
+    model = vit()
+    wrong = copy.deepcopy(model)
+    with torch.no_grad():
+        wrong.head.weight.neg_()
+        wrong.head.weight.mul_(50)
+    monkeypatch.setattr(predict_module, "candidates", lambda model, device: iter([Candidate("wrong", wrong)]))
+    monkeypatch.setattr(predict_module, "_seconds", lambda candidate, *rest: 0.1 if candidate.name == "wrong" else 1.0)
+    predictor = Predictor(model)
+    exact = Predictor(model, PredictConfig(speed="exact"))(pictures)
+    for one, other in zip(predictor(pictures), exact, strict=True):
+        torch.testing.assert_close(one.scores, other.scores)
+    assert predictor.plan is not None
+    assert predictor.plan.speedup == 1.0
+    assert "differs" in predictor.plan.rejected[0]
+
+
+def test_a_faster_copy_that_agrees_is_used(monkeypatch, pictures: list[torch.Tensor]) -> None:
+    model = vit()
+    twin = Candidate("twin", copy.deepcopy(model))
+    monkeypatch.setattr(predict_module, "candidates", lambda model, device: iter([twin]))
+    monkeypatch.setattr(predict_module, "_seconds", lambda candidate, *rest: 0.1 if candidate is twin else 1.0)
+    predictor = Predictor(model)
+    assert len(predictor(pictures)) == 20
+    assert predictor.plan is not None
+    assert predictor.plan.name == "twin"
+    assert predictor.plan.speedup == pytest.approx(10)
+
+
+def test_a_short_list_is_run_as_written(pictures: list[torch.Tensor]) -> None:
+    predictor = Predictor(vit())
+    predictor(pictures[: NUM_CHECKED - 1])
+    assert predictor.plan is None
+
+
+def test_the_model_is_left_as_it_was(pictures: list[torch.Tensor]) -> None:
+    model = vit()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Predictor(model)(pictures)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_candidates_of_a_transformer_on_a_processor() -> None:
+    names = [candidate.name for candidate in candidates(vit(), torch.device("cpu"))]
+    assert "batch norms" not in " ".join(names)
+
+
+def test_largest_difference() -> None:
+    scores, reference = torch.tensor([[0.6, 0.4], [0.2, 0.8]]), torch.tensor([[0.4, 0.6], [0.2, 0.8]])
+    agreement, difference = largest_difference(scores, reference)
+    assert agreement == 0.5
+    assert difference == pytest.approx(0.2)
