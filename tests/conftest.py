@@ -1,15 +1,40 @@
-"""Small pictures and folders that several test files need."""
+"""Small pictures and folders, and a small trained model, that several test files need."""
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from saccade.cli import main
+
 FolderMaker = Callable[[Mapping[str, int]], Path]
+
+COLOURS = {
+    "red": (200, 60, 60),
+    "green": (60, 200, 60),
+    "blue": (60, 60, 200),
+    "grey": (150, 150, 150),
+    "dark": (30, 30, 30),
+}
+"""Classes of the pictures that the tests of the verbs train on."""
+
+
+class Ended(NamedTuple):
+    """How a command ended: its exit status and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
 
 
 def save_picture(path: Path, number: int, size: tuple[int, int] = (20, 24)) -> Path:
@@ -34,3 +59,55 @@ def make_folders(tmp_path: Path) -> FolderMaker:
         return tmp_path / "data"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of noisy 32x32 pictures in five colours: 8 of each in train, 4 in val. Leave them as they are."""
+    root = tmp_path_factory.mktemp("colours")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for name, colour in COLOURS.items():
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                noise = generator.integers(-30, 31, (32, 32, 3))
+                pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Path:
+    """The run folder of a tiny model after two steps on ``colours``: often wrong, but no longer blind. Leave it."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    words = ["train", "vit_average_test", colours, "--epochs", 1, "--lr", 8e-4, "--batch-size", 10, "--out", run]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["saccade", *map(str, words), "--set", "train.limit_steps=2"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 0
+    return run
+
+
+@pytest.fixture
+def short_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports with one mistake explained and one method, for tests of something else that writes one."""
+    from saccade import report
+
+    short = functools.partial(report.ReportConfig, mistakes=1, compared=1, methods=("gradient",))
+    monkeypatch.setattr(report, "ReportConfig", short)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """``command("predict", run, picture)`` -> how ``saccade predict RUN PICTURE`` ended, run in this process."""
+
+    def run(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["saccade", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        written = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), written.out, written.err)
+
+    return run

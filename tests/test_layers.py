@@ -26,7 +26,7 @@ LAYERS = [
     {"nn", "losses"},
     {"ops"},
     {"types", "registry"},
-    {"config"},
+    {"config", "atomic"},
     {"errors"},
 ]
 LEVEL = {name: len(LAYERS) - line for line, names in enumerate(LAYERS) for name in names}

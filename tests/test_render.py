@@ -201,7 +201,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(InputError, match=r"\.bmp"):
         render.save(figure, tmp_path / "a.bmp")
     with pytest.raises(RunError, match="cannot be written"):
-        render.save(figure, tmp_path / "missing" / "a.png")
+        render.save(figure, tmp_path / "a.svg" / "a.png")
 
     def full(self: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saccade.config import from_dict, override
 from saccade.data.source import open_data
-from saccade.errors import ConfigError, WeightsError
+from saccade.errors import ConfigError, DataError, WeightsError
 from saccade.models.base import VisionModel
 
 if TYPE_CHECKING:
@@ -116,7 +118,7 @@ def train(
         model: a registry name, or a model (its classes must be those of the data).
         data: anything ``open_data`` knows: folder, CSV, idx files, embedded name, data-set objects.
         out: run folder to create; default ``runs/NAME``, numbered where that exists.
-        weights: start from this file or published source; a head for other classes is made anew.
+        weights: start from this file, run folder or published source; a head for other classes is made anew.
         quiet: no live progress.
         settings: fields of ``TrainConfig``: epochs, batch_size, learning_rate, freeze, seed, ...
 
@@ -150,29 +152,35 @@ def start(
         model: a registry name or a model.
         data: anything ``open_data`` knows.
         out: run folder to create.
-        weights: file or published source to start from.
+        weights: file, run folder or published source to start from.
         settings: fields of ``TrainConfig``.
         assignments: dotted overrides, ``model.backbone.depth=6`` or ``train.clip_norm=1``.
         strict: fail on corrupt files and on classes that do not match between splits.
     """
     import torch
 
+    from saccade.data.inspect import check_readable
     from saccade.engine.plan import TrainConfig
     from saccade.engine.train import train as run
 
     source = open_data(data, strict=strict)
     parts = _sorted_by_part(assignments)
-    config = override(from_dict(TrainConfig, {"strict": strict, **(settings or {})}), parts["train"])
+    config = from_dict(TrainConfig, {"strict": strict, **(settings or {})})
+    with _placed_in("train"):
+        config = override(config, parts["train"])
     name = model if isinstance(model, str) else type(model).__name__.lower()
     if isinstance(model, str):
         torch.manual_seed(config.seed)
-        model = create(model, classes=source.classes.names, overrides=parts["model"])
+        with _placed_in("model"):
+            model = create(model, classes=source.classes.names, overrides=parts["model"])
     elif parts["model"]:
         raise ConfigError("model.* overrides need a model by name", where=parts["model"][0])
     if weights is not None:
-        from saccade.models.build import load_weights
-
-        load_weights(model, weights)
+        _load_weights(model, weights)
+    if config.strict:
+        # A run that stopped at a damaged picture could not go on once that is mended: its data would be other data.
+        for dataset in source.splits.values():
+            check_readable(dataset)
     folder = Path(out) if out is not None else _free_folder(name)
     return folder, run(model, source, config, out=folder, name=name)
 
@@ -217,7 +225,11 @@ def evaluate(
 
     source = open_data(data, strict=strict)
     config = from_dict(EvaluateConfig, {"strict": strict, **settings})
-    return score(as_model(model), source.split(split or source.held_out), config)
+    try:
+        return score(as_model(model), source.split(split or source.held_out), config)
+    except DataError as error:
+        error.where = error.where or source.name
+        raise
 
 
 def predict(
@@ -243,7 +255,8 @@ def predict(
     from saccade.engine.predict import PredictConfig, Predictor
 
     several: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
-    return Predictor(as_model(model), PredictConfig(batch_size=batch_size, speed=speed))(several)
+    config = from_dict(PredictConfig, {"batch_size": batch_size, "speed": speed})
+    return Predictor(as_model(model), config)(several)
 
 
 def explain(
@@ -284,10 +297,48 @@ def as_model(model: str | Path | AnyModel) -> AnyModel:
     return load(model) if isinstance(model, str | Path) else model
 
 
+def _load_weights(model: AnyModel, weights: str | Path) -> None:
+    """Start a model from a file, the best model of a run folder, or a published source.
+
+    Raises:
+        WeightsError: where there is no such thing, or it is damaged, altered, or of another architecture.
+    """
+    from saccade.engine.checkpoint import read_header
+    from saccade.models.build import load_weights
+    from saccade.weights.files import read_description
+
+    path = Path(weights)
+    if path.is_dir():
+        path = path / "best.safetensors"
+    is_source = not path.is_file() and str(weights).startswith(SOURCES)
+    if not path.is_file() and not is_source:
+        expected = "a .safetensors or .pth file, a run folder, or a source such as timm/NAME"
+        raise WeightsError("there is no such file", where=str(path), expected=expected)
+    with warnings.catch_warnings():
+        # torch warns of a pickle's dialect before it refuses what is inside; the refusal says enough.
+        warnings.simplefilter("ignore")
+        load_weights(model, str(weights) if is_source else path)
+    if not is_source and read_description(path):
+        # A file of ours carries a digest, which the reader of files from anywhere does not look at.
+        read_header(path)
+
+
+@contextmanager
+def _placed_in(part: str) -> Iterator[None]:
+    """Errors about a config field name it by the whole path that ``--set`` takes."""
+    try:
+        yield
+    except ConfigError as error:
+        error.where = f"{part}.{error.where}" if error.where else None
+        raise
+
+
 def _sorted_by_part(assignments: Sequence[str]) -> dict[str, list[str]]:
     """Dotted overrides by what they are for, without the first word."""
     parts: dict[str, list[str]] = {"model": [], "train": []}
     for assignment in assignments:
+        if "=" not in assignment:
+            raise ConfigError(f"override {assignment!r} has no value", where="--set", expected="path.to.field=value")
         part, dot, rest = assignment.partition(".")
         if not dot or part not in parts:
             expected = "model.<field>=value or train.<field>=value"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -11,17 +11,19 @@ from typing import Any
 
 from saccade import render
 from saccade.api import AnyModel
-from saccade.data.decode import SUFFIXES
+from saccade.atomic import write_json
+from saccade.data.decode import SUFFIXES, read_image
 from saccade.engine.predict import PredictConfig, Predictor
-from saccade.errors import DataError
-from saccade.explanation.explain import ExplainOptions, explain_batch
+from saccade.errors import ConfigError, DataError, UnknownNameError
+from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
 from saccade.explanation.heatmap import Heatmap
-from saccade.explanation.methods import suited
-from saccade.report import make_folder, panel
+from saccade.explanation.methods import method, suited
+from saccade.explanation.routing import has_experts, routing_maps
+from saccade.report import check_folder, panel
 
 
 def picture_paths(paths: Iterable[Path]) -> list[Path]:
-    """The files themselves, and all pictures inside the folders, sorted.
+    """The files themselves, and all pictures inside the folders, sorted; hidden files are no pictures.
 
     Raises:
         DataError: where a path does not exist or a folder holds no picture.
@@ -29,10 +31,12 @@ def picture_paths(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise DataError("there is no picture in this folder", where=str(path))
-            found += inside
+            inside = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+            shown = sorted(file for file in inside if not file.name.startswith("."))
+            if not shown:
+                expected = f"files ending in {', '.join(sorted(SUFFIXES))}"
+                raise DataError("there is no picture in this folder", where=str(path), expected=expected)
+            found += shown
         elif path.exists():
             found.append(path)
         else:
@@ -41,7 +45,14 @@ def picture_paths(paths: Iterable[Path]) -> list[Path]:
 
 
 def predict_files(model: AnyModel, paths: Iterable[Path], *, top: int, exact: bool) -> Iterator[dict[str, Any]]:
-    """One plain record per picture: its path and its likeliest classes, likeliest first."""
+    """One plain record per picture: its path and its likeliest classes, likeliest first.
+
+    Raises:
+        ConfigError: where ``top`` leaves nothing to tell.
+        ImageError: naming the first picture that cannot be read.
+    """
+    if top < 1:
+        raise ConfigError(f"{top} classes per picture leave nothing to tell", where="--top", expected="at least 1")
     files = picture_paths(paths)
     predictor = Predictor(model, PredictConfig(speed="exact" if exact else "auto"))
     for path, prediction in zip(files, predictor.stream(files), strict=True):
@@ -59,49 +70,50 @@ def explain_files(
 ) -> Iterator[str]:
     """Explain every class on every picture by every method; writes a picture, an array and a manifest for each.
 
-    With several methods, one page per picture shows them side by side.
+    With several methods, one page per picture shows them side by side; with experts, one more says which of them
+    handled which patch. Questions, folder and pictures are checked before the first map is computed, so that a mistake
+    leaves nothing behind.
 
     Yields:
         One line per heat map, for people.
     """
-    make_folder(out)
+    files = picture_paths(paths)
     names = _methods(model, methods)
     questions: list[str | None] = list(of) or [None]
-    for path in picture_paths(paths):
+    subject = Subject(model)
+    _check_questions(subject, of, options, names)
+    check_folder(out)
+    for path in files:
+        read_image(path)
+    for path, stem in zip(files, _stems(files), strict=True):
         maps: list[Heatmap] = []
         for name in names:
-            row = explain_batch(model, [path], questions, replace(options, method=name))[0]
-            for heat in row:
-                stem = _file_name(f"{path.stem}-{heat.of}-{_name_of(heat)}")
-                heat.save(out / f"{stem}.png")
-                heat.save_array(out / f"{stem}.npz")
-                write_json(out / f"{stem}.json", heat.about())
-                yield f"{path}: {describe(heat)}"
-            maps += row
+            maps += explain_batch(subject, [path], questions, replace(options, method=name))[0]
+        for heat in maps:
+            place = out / _file_name(f"{stem}-{heat.of}-{heat.name}")
+            heat.save(f"{place}.png")
+            heat.save_array(f"{place}.npz")
+            write_json(f"{place}.json", {"image": str(path), **heat.about()})
+            yield f"{path}: {describe(heat)}"
         if len(names) > 1:
-            first = render.Panel(image=maps[0].image, title="picture", caption=str(path.name))
-            panels = [panel(heat, title=_name_of(heat)) for heat in maps]
-            rows = [panels[start : start + 5] for start in range(0, len(panels), 5)]
-            render.save(render.side_by_side([[first], *rows]), out / f"{_file_name(path.stem)}-methods.png")
+            first = render.Panel(image=maps[0].image, title="picture", caption=path.name)
+            panels = [first, *(panel(heat, title=heat.name) for heat in maps)]
+            rows = [panels[start : start + 6] for start in range(0, len(panels), 6)]
+            render.save(render.side_by_side(rows), out / f"{stem}-methods.png")
+        if has_experts(model):
+            routing = routing_maps(model, [path])[0]
+            for layer, shares in enumerate(routing.shares()):
+                routing.save(out / f"{stem}-routing-{layer}.png", layer)
+                yield f"{path}: routed layer {layer}, patches per expert: " + " ".join(f"{s:.0%}" for s in shares)
 
 
 def describe(heat: Heatmap) -> str:
     """A heat map in one line: what, by which method, how far to trust it and the first reason."""
-    line = f"{heat.label} by {_name_of(heat)}"
+    line = f"{heat.label} by {heat.name}"
     if heat.verdict is None:
         return line
     reason = f" - {heat.verdict.reasons[0]}" if heat.verdict.reasons else ""
     return f"{line}: {heat.verdict.status}{reason}"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write plain data in one atomic step.
-
-    Raises:
-        RunError: where the file cannot be written; nothing is left behind.
-    """
-    make_folder(path.parent)
-    render.write_bytes(path, (json.dumps(content, indent=2) + "\n").encode("utf-8"))
 
 
 def _methods(model: AnyModel, asked: Sequence[str]) -> list[str]:
@@ -110,8 +122,31 @@ def _methods(model: AnyModel, asked: Sequence[str]) -> list[str]:
     return [name for name, reason in suited(model.explain_spec()).items() if reason is None]
 
 
-def _name_of(heat: Heatmap) -> str:
-    return heat.method.partition("(")[0]
+def _check_questions(subject: Subject, of: Sequence[str], options: ExplainOptions, names: Sequence[str]) -> None:
+    """Refuse methods, layers and classes that do not exist, naming the option."""
+    for name in names:
+        if name != "auto":
+            method(name)
+    if options.layer not in subject.spec.layers:
+        raise UnknownNameError("layer", options.layer, subject.spec.layers, where="--layer")
+    against = [options.against] if isinstance(options.against, str) else []
+    for option, asked in (("--of", of), ("--against", against)):
+        for name in asked:
+            try:
+                subject.classes.id(name)
+            except UnknownNameError as error:
+                error.where = option
+                raise
+
+
+def _stems(files: Sequence[Path]) -> list[str]:
+    """A name for what is written about each file; pictures of equal names get numbers, so that none hides another."""
+    stems: list[str] = []
+    for file in files:
+        stem = _file_name(file.stem) or "picture"
+        numbered = (f"{stem}-{number}" for number in itertools.count(2))
+        stems.append(stem if stem not in stems else next(name for name in numbered if name not in stems))
+    return stems
 
 
 def _file_name(text: str) -> str:

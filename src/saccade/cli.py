@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,10 @@ app.add_typer(data_app, name="data")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A trained file or run folder; a published source.")]
 Data = Annotated[str, typer.Argument(metavar="DATA", help="Folder, file or embedded name; the format is recognised.")]
-Images = Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Picture files, or folders of them.")]
+Images = Annotated[
+    # Whether a picture can be read is told by the verb, in one sentence as for every other fault of it.
+    list[Path], typer.Argument(metavar="IMAGES...", readable=False, help="Picture files, or folders of them.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail on a corrupt file or a class that does not match.")]
 Set = Annotated[
     list[str] | None,
@@ -68,15 +72,20 @@ def _fail(sentence: str) -> None:
     sys.exit(2)
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"saccade {saccade.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Vision models on your own images, every prediction explained, every explanation measured."""
-    if version:
-        typer.echo(f"saccade {saccade.__version__}")
-        raise typer.Exit
 
 
 @app.command()
@@ -125,7 +134,7 @@ def data_inspect(
     strict: Strict = False,
 ) -> None:
     """What is there: format, splits, classes, sizes, and what is wrong."""
-    from saccade.batch import write_json
+    from saccade.atomic import write_json
     from saccade.console import new_console, print_inspection
     from saccade.data.inspect import contact_sheet, inspect
     from saccade.data.source import open_data
@@ -162,7 +171,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Start from this file or published source.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Start from this file, run folder or published source.")] = None,
     freeze: Annotated[list[str] | None, typer.Option(help="Part that stays as it is: backbone.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to create; default runs/MODEL.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
@@ -178,8 +187,9 @@ def train(
     from saccade.report import report_run
 
     if resume is not None:
-        if model or data:
-            raise ConfigError("--resume takes model and data from the run", remedy="leave MODEL and DATA out")
+        others: dict[str, object] = {"MODEL": model, "DATA": data, "--out": out, "--weights": weights, "--seed": seed}
+        others |= {"--epochs": epochs, "--batch-size": batch_size, "--lr": learning_rate, "--freeze": freeze}
+        _check_nothing_beside_resume(others | {"--set": assignments})
         folder, records = resume_run(resume)
     else:
         if model is None or data is None:
@@ -229,7 +239,10 @@ def evaluate(
     settings = {"strict": strict} | ({"batch_size": batch_size} if batch_size is not None else {})
     config = ReportConfig(title=f"{model} on {data}", split=split, evaluate=from_dict(EvaluateConfig, settings))
     evaluation = evaluate_and_report(loaded, source, folder, config)
-    print_evaluation(evaluation, new_console())
+    console = new_console()
+    for note in source.notes:
+        console.print(f"note: {note}")
+    print_evaluation(evaluation, console)
     typer.echo(f"\nwritten: {folder / 'report.html'}")
 
 
@@ -244,8 +257,12 @@ def predict(
 ) -> None:
     """What the model sees in pictures."""
     from saccade.api import load
-    from saccade.batch import predict_files, write_json
+    from saccade.atomic import write_json
+    from saccade.batch import predict_files
+    from saccade.report import check_folder
 
+    if out is not None:
+        check_folder(out)
     records = []
     for record in predict_files(load(model), images, top=top, exact=exact):
         records.append(record)
@@ -279,6 +296,14 @@ def explain(
     for line in explain_files(load(model), images, of or [], options, method or ["auto"], out):
         typer.echo(line)
     typer.echo(f"written: {out}")
+
+
+def _check_nothing_beside_resume(others: Mapping[str, object]) -> None:
+    """Refuse what a resumed run would ignore."""
+    given = [name for name, value in others.items() if value not in (None, [])]
+    if given:
+        what = f"--resume takes everything from the run, but {', '.join(given)} is given too"
+        raise ConfigError(what, remedy="leave it out, or start another run")
 
 
 def _evaluation_folder(model: str) -> Path:

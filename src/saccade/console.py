@@ -65,10 +65,12 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, worst: int = 5
     console.print(table(["class", "precision", "recall", "F1", "images"], rows))
     if evaluation.missing_classes:
         console.print(f"\nno image of: {', '.join(evaluation.missing_classes)}")
+    if evaluation.skipped:
+        console.print(f"\nskipped as unreadable: {len(evaluation.skipped)}")
     for line in evaluation.skipped[:worst]:
-        console.print(f"skipped: {line}")
+        console.print(f"  {line}")
     if len(evaluation.skipped) > worst:
-        console.print(f"... and {len(evaluation.skipped) - worst} more skipped")
+        console.print(f"  ... and {len(evaluation.skipped) - worst} more")
     if evaluation.mistakes:
         console.print("\nworst mistakes")
     for mistake in evaluation.mistakes[:worst]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -21,16 +22,18 @@ from torch import Tensor
 
 import saccade
 from saccade import render
+from saccade.atomic import write_bytes
 from saccade.config import Config
 from saccade.data.dataset import Dataset
 from saccade.data.source import DataSource, open_data
 from saccade.engine.checkpoint import load_model
 from saccade.engine.evaluate import EvaluateConfig, Evaluation, Mistake, evaluate
 from saccade.engine.run import RunFolder
-from saccade.errors import RunError
-from saccade.explanation.explain import ExplainOptions, explain_batch
+from saccade.errors import DataError, RunError
+from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
 from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import suited
+from saccade.explanation.routing import has_experts, routing_maps
 from saccade.models.base import VisionModel
 
 AnyModel = VisionModel[Any, Any, Any]
@@ -38,19 +41,21 @@ MARKS = {"supported": "●", "weak": "◐", "failed": "○"}
 """A shape beside the word, so that a verdict is never told by colour alone."""
 
 
-def make_folder(folder: Path) -> Path:
-    """The folder, made where it does not exist.
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to: long work should not end at a place that takes no results.
+
+    Nothing is made yet, because work that fails should leave nothing behind.
 
     Raises:
-        RunError: where it cannot be made.
+        RunError: naming what is in the way.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"cannot be made ({error.strerror})", where=str(folder), remedy="choose another --out"
-        ) from error
-    return folder
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    remedy = "choose another --out"
+    if not place.is_dir():
+        what = "this is a file" if place == folder else f"cannot be made, because {place} is a file"
+        raise RunError(what, where=str(folder), expected="a folder", remedy=remedy)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise RunError(f"cannot be written, because you may not write to {place}", where=str(folder), remedy=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +110,20 @@ class Section:
 def evaluate_and_report(
     model: AnyModel, source: DataSource, folder: Path, config: ReportConfig | None = None
 ) -> Evaluation:
-    """Evaluate on one split and write the page into ``folder``."""
+    """Evaluate on one split and write the page into ``folder``.
+
+    Raises:
+        RunError: where the folder cannot be written; told before the work begins.
+        DataError: where model and data do not know the same classes, or no picture can be read.
+    """
     config = config or ReportConfig()
+    check_folder(folder)
     dataset = source.split(config.split or source.held_out)
-    evaluation = evaluate(model, dataset, config.evaluate)
+    try:
+        evaluation = evaluate(model, dataset, config.evaluate)
+    except DataError as error:
+        error.where = error.where or source.name
+        raise
     write_report(folder, model, dataset, evaluation, config)
     return evaluation
 
@@ -153,11 +168,13 @@ def write_report(
     """
     config = config or ReportConfig()
     output = RunFolder(folder)
+    subject = Subject(model)
     sections = [
         *_training(folder),
         _figures(evaluation),
-        _mistakes(model, dataset, evaluation, config),
-        _methods(model, dataset, evaluation, config),
+        _mistakes(subject, dataset, evaluation, config),
+        _methods(subject, dataset, evaluation, config),
+        _experts(model, folder, dataset, config),
         _facts(folder, evaluation),
     ]
     low, high = evaluation.interval
@@ -181,17 +198,29 @@ def write_report(
     page = template.render(
         title=config.title, lead=lead, figures=figures, sections=[s for s in sections if s], version=saccade.__version__
     )
-    make_folder(folder)
     output.write_json("evaluation.json", evaluation.to_dict())
-    return render.write_bytes(folder / "report.html", page.encode("utf-8"))
+    return write_bytes(folder / "report.html", page.encode("utf-8"))
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's history; none where the folder holds no run.
+
+    Raises:
+        RunError: where a line is damaged, as a killed run may leave its last one.
+    """
+    history = folder / "history.jsonl"
+    if not history.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        remedy = "resume the run, or choose another --out"
+        raise RunError(f"a line is damaged ({error})", where=str(history), remedy=remedy) from error
 
 
 def _training(folder: Path) -> list[Section]:
     """How the training went, where the folder holds a run."""
-    history = folder / "history.jsonl"
-    if not history.is_file():
-        return []
-    lines = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+    lines = _history(folder)
     epochs = [line for line in lines if line["kind"] == "epoch"]
     if not epochs:
         return []
@@ -200,22 +229,28 @@ def _training(folder: Path) -> list[Section]:
         f"{len(epochs)} epochs; the best on the validation pictures was epoch {best['epoch']}, which is the model kept."
     )
     steps = [line for line in lines if line["kind"] == "step"]
-    loss = render.curves(
-        {"loss": ([line["step"] for line in steps], [line["total"] for line in steps])},
-        title="Training loss",
-        across="step",
-        up="loss",
-    )
+    loss = render.curves({"loss": _thinned(steps)}, title="Training loss", across="step", up="loss")
     accuracy = render.curves(
         {
-            name: ([line["epoch"] for line in epochs], [line["evaluations"][name]["top1"] for line in epochs])
+            f"{name} weights": (
+                [line["epoch"] for line in epochs],
+                [line["evaluations"][name]["top1"] for line in epochs],
+            )
             for name in epochs[0]["evaluations"]
         },
-        title="Validation accuracy of the raw and of the averaged weights",
+        title="Validation accuracy",
         across="epoch",
         up="top-1",
     )
     return [Section("Training", note, plots=[_figure(loss, "Training loss"), _figure(accuracy, "Validation accuracy")])]
+
+
+def _thinned(steps: Sequence[dict[str, Any]], most: int = 150) -> tuple[list[float], list[float]]:
+    """Steps and losses for a curve, neighbours averaged so that at most ``most`` points are left."""
+    width = -(-len(steps) // most)
+    groups = [steps[start : start + width] for start in range(0, len(steps), width)]
+    places = [sum(line["step"] for line in group) / len(group) for group in groups]
+    return places, [sum(line["total"] for line in group) / len(group) for group in groups]
 
 
 def _figures(evaluation: Evaluation) -> Section:
@@ -241,7 +276,7 @@ def _figures(evaluation: Evaluation) -> Section:
     )
 
 
-def _mistakes(model: AnyModel, dataset: Dataset, evaluation: Evaluation, config: ReportConfig) -> Section | None:
+def _mistakes(subject: Subject, dataset: Dataset, evaluation: Evaluation, config: ReportConfig) -> Section | None:
     """The wrong predictions that the model was surest of, each with why it said so and what spoke for the truth."""
     worst = evaluation.mistakes[: config.mistakes]
     if not worst:
@@ -249,7 +284,7 @@ def _mistakes(model: AnyModel, dataset: Dataset, evaluation: Evaluation, config:
     cards = []
     for mistake in worst:
         image = dataset[mistake.index].image
-        heat, truth = explain_batch(model, [image], [mistake.predicted, mistake.true], ExplainOptions())[0]
+        heat, truth = explain_batch(subject, [image], [mistake.predicted, mistake.true], ExplainOptions())[0]
         pictures = [
             _picture(image, "the picture", "picture"),
             _overlay(heat, f"why {mistake.predicted}"),
@@ -263,9 +298,9 @@ def _mistakes(model: AnyModel, dataset: Dataset, evaluation: Evaluation, config:
     return Section("Worst mistakes, explained", note, cards=cards)
 
 
-def _methods(model: AnyModel, dataset: Dataset, evaluation: Evaluation, config: ReportConfig) -> Section | None:
+def _methods(subject: Subject, dataset: Dataset, evaluation: Evaluation, config: ReportConfig) -> Section | None:
     """Several methods on the same pictures, each with its verdict."""
-    reasons = suited(model.explain_spec())
+    reasons = suited(subject.spec)
     names = [name for name in config.methods if reasons.get(name, "unknown") is None]
     wrong = {mistake.index for mistake in evaluation.mistakes}
     labels = dataset.labels().tolist()
@@ -280,7 +315,7 @@ def _methods(model: AnyModel, dataset: Dataset, evaluation: Evaluation, config: 
         sample = dataset[index]
         row = [render.Panel(image=sample.image, title=dataset.classes[int(sample.target.label)], caption="picture")]
         for name in names:
-            heat = explain_batch(model, [sample.image], [None], ExplainOptions(method=name))[0][0]
+            heat = explain_batch(subject, [sample.image], [None], ExplainOptions(method=name))[0][0]
             row.append(panel(heat, title=name))
         rows.append(row)
     page = _figure(render.side_by_side(rows), "Methods side by side")
@@ -291,11 +326,41 @@ def _methods(model: AnyModel, dataset: Dataset, evaluation: Evaluation, config: 
     return Section("Methods side by side", note, plots=[page])
 
 
+def _experts(model: AnyModel, folder: Path, dataset: Dataset, config: ReportConfig) -> Section | None:
+    """Who does the work in a mixture of experts: load over the training, and the routing of some pictures."""
+    if not has_experts(model):
+        return None
+    chosen = [dataset[index].image for index in range(min(config.compared, len(dataset)))]
+    title = "last routed layer"
+    plots = [
+        _figure(render.routing_map(one.seen, one.experts[-1], one.num_experts, title=title), "Routing map")
+        for one in routing_maps(model, chosen)
+    ]
+    note = "Which expert handled which patch"
+    loads = [line["expert_load"] for line in _history(folder) if "expert_load" in line]
+    if not loads:
+        return Section("Experts", f"{note}.", plots=plots)
+    rows = [[str(layer), *(_percent(share) for share in shares)] for layer, shares in enumerate(loads[-1])]
+    table = {"head": ["routed layer", *(f"expert {expert}" for expert in range(len(loads[-1][-1])))], "rows": rows}
+    note += "; below, the share of the tokens that each took in the last epoch."
+    return Section("Experts", note, plots=[_figure(_load_chart(loads), "Load of the experts"), *plots], table=table)
+
+
+def _load_chart(loads: Sequence[Sequence[Sequence[float]]]) -> Any:
+    """Share of the tokens per expert of the last routed layer over the epochs; ``loads`` by epoch, layer, expert."""
+    epochs = [float(epoch + 1) for epoch in range(len(loads))]
+    num_experts = len(loads[0][-1])
+    lines = {f"expert {expert}": (epochs, [load[-1][expert] for load in loads]) for expert in range(num_experts)}
+    lines["even control"] = (epochs, [1 / num_experts] * len(loads))
+    return render.curves(lines, title="Load of the experts, last routed layer", across="epoch", up="share of tokens")
+
+
 def panel(heat: Heatmap, title: str = "") -> render.Panel:
     """A heat map as a panel of a page."""
     status = heat.verdict.status if heat.verdict else None
+    caption = "whatever the class" if heat.is_class_agnostic else heat.of
     return render.Panel(
-        image=heat.image, heat=heat.map, is_signed=heat.is_signed, title=title, caption=heat.of, status=status
+        image=heat.image, heat=heat.map, is_signed=heat.is_signed, title=title, caption=caption, status=status
     )
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from saccade.data.inspect import contact_sheet, inspect
 from saccade.data.source import open_data
-from saccade.errors import DataError
+from saccade.errors import RunError
 
 
 def test_a_sound_data_set(make_folders: Any) -> None:
@@ -66,5 +66,5 @@ def test_contact_sheet(make_folders: Any, tmp_path: Path) -> None:
 def test_contact_sheet_where_nothing_can_be_written(make_folders: Any, tmp_path: Path) -> None:
     data = open_data(make_folders({"train/a": 1, "train/b": 1})).splits["train"]
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(RunError, match="cannot be written"):
         contact_sheet(data, tmp_path / "file" / "sheet.png")

@@ -13,7 +13,7 @@ from saccade.engine.checkpoint import load_model, load_state, read_header
 from saccade.engine.evaluate import evaluate
 from saccade.engine.failure import replay
 from saccade.engine.feed import training_splits
-from saccade.engine.machine import choose_precision
+from saccade.engine.machine import choose_precision, matrix_width
 from saccade.engine.optim import schedule
 from saccade.engine.plan import TrainConfig
 from saccade.engine.session import dead_experts
@@ -258,12 +258,22 @@ def test_best_is_the_better_of_raw_and_average(tmp_path, model, source):
 def test_precision_follows_the_hardware(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": False})
-    assert choose_precision("auto", cpu) == ("32-true", "float32: this processor has no bfloat16 hardware")
-    assert choose_precision("bf16", cpu)[0] == "bf16-mixed"
-    assert "emulates" in choose_precision("bf16", cpu)[1]
+    assert choose_precision("auto", cpu, 512) == ("32-true", "float32: this processor has no bfloat16 hardware")
+    assert choose_precision("bf16", cpu, 512)[0] == "bf16-mixed"
+    assert "emulates" in choose_precision("bf16", cpu, 512)[1]
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    assert choose_precision("auto", cpu)[0] == "bf16-mixed"
-    assert choose_precision("32", cpu)[0] == "32-true"
+    assert choose_precision("auto", cpu, 512)[0] == "bf16-mixed"
+    assert choose_precision("32", cpu, 512)[0] == "32-true"
+    precision, reason = choose_precision("auto", cpu, 64)
+    assert precision == "32-true"
+    assert "too narrow (64)" in reason
+    assert choose_precision("bf16", cpu, 64) == ("bf16-mixed", "bfloat16 autocast, as asked")
+
+
+def test_the_width_of_a_model_is_that_of_its_widest_matrix():
+    assert matrix_width(torch.nn.Linear(64, 256)) == 64
+    assert matrix_width(torch.nn.Sequential(torch.nn.Conv2d(3, 96, 4), torch.nn.Conv2d(96, 128, 3))) == 128
+    assert matrix_width(torch.nn.LayerNorm(512)) == 0
 
 
 def test_bfloat16_trains_too(tmp_path, model, source):

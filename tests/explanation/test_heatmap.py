@@ -20,6 +20,7 @@ def heatmap(values: torch.Tensor, **changes) -> Heatmap:
         "image": torch.full((3, *values.shape), 90, dtype=torch.uint8),
         "is_signed": True,
         "is_class_agnostic": False,
+        "name": "ones",
         "method": "HiResCAM(layer='final')",
         "of": "sneaker",
         "score": 3.5,
@@ -117,9 +118,9 @@ def test_bad_places_are_named_and_nothing_is_left_behind(tmp_path):
     with pytest.raises(InputError, match=r"expected \.png"):
         heat.save(tmp_path / "why.xyz")
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RunError, match="cannot write"):
+    with pytest.raises(RunError, match="cannot be written"):
         heat.save_array(tmp_path / "file" / "why.npy")
     (tmp_path / "folder.npy").mkdir()
-    with pytest.raises(RunError, match="cannot write"):
+    with pytest.raises(RunError, match="cannot be written"):
         heat.save_array(tmp_path / "folder.npy")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder.npy"]

@@ -19,9 +19,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from saccade.data.dataset import Dataset
+from saccade.atomic import whole_file
+from saccade.data.dataset import Dataset, InMemory
 from saccade.data.source import DataSource, open_data
-from saccade.errors import DataError, ImageError
+from saccade.errors import ImageError
 
 FEW_IMAGES = 10
 """Training classes with fewer pictures are pointed out."""
@@ -166,6 +167,23 @@ def _look_at(dataset: Dataset, split: str) -> Iterable[_Look | str]:
         return list(pool.map(look, range(len(dataset))))
 
 
+def check_readable(dataset: Dataset) -> None:
+    """Read every picture once; nothing to do where they are in memory.
+
+    Raises:
+        ImageError: naming the first picture that cannot be read.
+    """
+    if isinstance(dataset, InMemory):
+        return
+
+    def read(index: int) -> None:
+        dataset[index]
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        for _ in pool.map(read, range(len(dataset))):
+            pass
+
+
 def _counts(dataset: Dataset) -> dict[str, int]:
     counts = torch.bincount(dataset.labels(), minlength=len(dataset.classes)).tolist()
     return dict(zip(dataset.classes, counts, strict=True))
@@ -257,15 +275,6 @@ def _thumbnail(dataset: Dataset, index: int, cell: int) -> Image.Image | None:
 
 
 def _save(sheet: Image.Image, path: Path) -> Path:
-    temporary = path.with_name(f".{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            sheet.save(temporary, format=Image.registered_extensions().get(path.suffix.lower(), "PNG"))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror or error})"
-        raise DataError(reason, where=str(path), remedy="check rights and free space") from error
+    with whole_file(path) as temporary:
+        sheet.save(temporary, format=Image.registered_extensions().get(path.suffix.lower(), "PNG"))
     return path

@@ -11,11 +11,9 @@ on pickle.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +26,9 @@ from torch import Tensor
 
 import saccade
 from saccade import registry
+from saccade.atomic import whole_file
 from saccade.config import from_dict, to_dict
-from saccade.errors import ConfigError, RunError, WeightsError, nearest
+from saccade.errors import ConfigError, WeightsError, nearest
 from saccade.models.base import ModelConfig, VisionModel
 from saccade.types import Classes
 
@@ -176,26 +175,17 @@ def write_container(path: str | Path, tensors: Mapping[str, Tensor], header: Map
     stored = _independent(tensors)
     content = {**header, "format": FORMAT, "kind": kind}
     content["digest"] = _digest(stored, content)
-    # The tail after the last dot stays, so that a stray file is known for what it is; the process id keeps writers
-    # apart.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(stored, temporary, metadata={_KEY: json.dumps(content, sort_keys=True)})
-        temporary.chmod(_usual_mode(path.parent))
+    with whole_file(path) as temporary:
+        # safetensors makes its files readable for their owner alone; these get the permissions any new file gets here.
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            save_file(stored, temporary, metadata={_KEY: json.dumps(content, sort_keys=True)})
+        except SafetensorError as error:  # its word for what the operating system refused
+            raise OSError(str(error)) from error
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        _discard(temporary)
-        raise RunError(
-            f"the file cannot be written ({error})",
-            where=str(path),
-            remedy="free some space or choose another --out",
-        ) from error
-    except BaseException:
-        _discard(temporary)
-        raise
 
 
 def read_container(path: str | Path, kind: ContainerKind) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -341,17 +331,3 @@ def _refuse_foreign(path: Path) -> None:
         expected="a .safetensors file written by saccade",
         remedy="pass foreign weights as --weights to a named model",
     )
-
-
-def _usual_mode(folder: Path) -> int:
-    """Permissions that a new file gets here; safetensors makes its files readable for their owner alone."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saccade") as scratch:
-        probe = Path(scratch) / "probe"
-        probe.touch()
-        return probe.stat().st_mode & 0o777
-
-
-def _discard(temporary: Path) -> None:
-    # The first error tells the user what is wrong; failing to tidy up after it would only hide it.
-    with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)

@@ -43,7 +43,7 @@ class TrainConfig(Config):
     ema_decay: float = 0.999
     """Decay of the moving average of the weights; 0 for none."""
     precision: Precision = "auto"
-    """``auto`` takes bfloat16 where the machine has hardware for it."""
+    """``auto`` takes bfloat16 where the machine has hardware for it and the model is wide enough for it to pay."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     compile: bool = False

@@ -128,10 +128,19 @@ class Predictor:
 
 def run(candidate: Candidate, model: VisionModel[Any, Any, Any], batch: ImageBatch) -> list[Prediction]:
     """Predictions of one batch by a copy of ``model``."""
+    predictions: list[Prediction] = []
     with torch.inference_mode():
-        outputs = candidate.model(batch.to(dtype=candidate.dtype))
-        predictions: list[Prediction] = model.postprocess(_to_float(outputs), batch)
+        for part in _parts(batch, candidate.chunk):
+            outputs = candidate.model(part.to(dtype=candidate.dtype))
+            predictions += model.postprocess(_to_float(outputs), part)
     return predictions
+
+
+def _parts(batch: ImageBatch, size: int) -> Iterator[ImageBatch]:
+    """The batch in parts of at most ``size`` pictures; whole where that is 0."""
+    for start in range(0, len(batch), size or len(batch)):
+        part = slice(start, start + (size or len(batch)))
+        yield ImageBatch(batch.pixels[part], batch.sizes[part], batch.geometries[part])
 
 
 def _to_float(outputs: Any) -> Any:

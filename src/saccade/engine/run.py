@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from saccade.atomic import unwritable, write_json
 from saccade.errors import RunError
 
 
@@ -65,7 +66,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self.history.touch()
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
 
     def check_resumable(self) -> None:
         """Refuse a folder that holds no state to resume from.
@@ -89,12 +90,7 @@ class RunFolder:
         """
         if not self.is_writer:
             return
-        temporary = self.path / f".{name}.{os.getpid()}"
-        try:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(self.path / name)
-        except OSError as error:
-            raise _unwritable(self.path / name, error) from error
+        write_json(self.path / name, content)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Content of the file ``name``.
@@ -120,7 +116,7 @@ class RunFolder:
             with self.history.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise _unwritable(self.history, error) from error
+            raise unwritable(self.history, error) from error
 
     def history_size(self) -> int:
         """Bytes of the history so far."""
@@ -154,8 +150,3 @@ def interrupts_deferred() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
     if caught:
         previous(*caught[0])
-
-
-def _unwritable(path: Path, error: OSError) -> RunError:
-    reason = error.strerror or str(error)
-    return RunError(f"cannot be written ({reason})", where=str(path), remedy="free some space or choose another --out")

@@ -23,7 +23,7 @@ from saccade.engine.checkpoint import describe_model, load_state, load_weights, 
 from saccade.engine.evaluate import score_batches
 from saccade.engine.failure import save_failure, seed_step
 from saccade.engine.feed import Feed, build_feed
-from saccade.engine.machine import build_fabric, environment
+from saccade.engine.machine import build_fabric, environment, matrix_width
 from saccade.engine.modes import freeze, train_mode
 from saccade.engine.optim import MovingAverage, build_optimizer, parameter_groups, schedule, set_learning_rate
 from saccade.engine.plan import StepRecord, TrainConfig
@@ -85,7 +85,11 @@ class Session:
         self.model, self.config, self.name = model, config, name
         if resume:
             folder.check_resumable()
-        self.fabric, reason = build_fabric(config) if fabric is None else (fabric, "precision as given by the caller")
+        self.fabric, reason = (
+            build_fabric(config, matrix_width(model))
+            if fabric is None
+            else (fabric, "precision as given by the caller")
+        )
         self.folder = RunFolder(folder.path, is_writer=self.fabric.is_global_zero)
         self.notes = [f"precision: {reason}"]
         freeze(model, config.freeze)

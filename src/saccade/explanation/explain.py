@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -64,6 +65,29 @@ class _Asked:
         return classes[self.label] + rather
 
 
+class Subject:
+    """A model ready to be explained many times: a foreign one is adapted once, shuffled copies are made once.
+
+    Args:
+        model: one of ours, or any ``torch.nn.Module`` classifier that ``adapt`` can read; its weights must not change
+            while this is in use.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        module = unwrap(model)
+        if not (hasattr(module, "explain_spec") and hasattr(module, "preprocess")):
+            module = adapt(module)
+        ready: Any = module
+        self.model: nn.Module = module
+        self.spec: ExplainSpec = ready.explain_spec()
+        self.classes: Classes = ready.classes
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Judges the maps of this model."""
+        return Judge(self.model, self.spec)
+
+
 @dataclass(frozen=True, eq=False)
 class _Subject:
     """The model in the form that explainers want."""
@@ -105,12 +129,16 @@ def explain(
 
 
 def explain_batch(
-    model: nn.Module, images: Sequence[Any], of: Sequence[Question] = (None,), options: ExplainOptions | None = None
+    model: nn.Module | Subject,
+    images: Sequence[Any],
+    of: Sequence[Question] = (None,),
+    options: ExplainOptions | None = None,
 ) -> list[list[Heatmap]]:
     """Explain several classes on several pictures; the forward passes are shared.
 
     Args:
-        model: one of ours, or any ``torch.nn.Module`` classifier that ``adapt`` can read.
+        model: one of ours, or any ``torch.nn.Module`` classifier that ``adapt`` can read; a ``Subject`` where more
+            calls will follow.
         images: paths, bytes, PIL pictures, uint8 arrays or tensors.
         of: what is asked of every picture.
         options: method, layer, contrast, verdict.
@@ -131,15 +159,11 @@ def explain_batch(
     return heatmaps
 
 
-def _subject(model: nn.Module, options: ExplainOptions) -> _Subject:
-    module = unwrap(model)
-    if not (hasattr(module, "explain_spec") and hasattr(module, "preprocess")):
-        module = adapt(module)
-    ready: Any = module
-    spec: ExplainSpec = ready.explain_spec()
+def _subject(model: nn.Module | Subject, options: ExplainOptions) -> _Subject:
+    ready = model if isinstance(model, Subject) else Subject(model)
     asked = options.method
     explainer = (
-        asked if not isinstance(asked, str) else default_method(spec) if asked == "auto" else named_method(asked)
+        asked if not isinstance(asked, str) else default_method(ready.spec) if asked == "auto" else named_method(asked)
     )
     if options.layer != "final":
         if asked == "auto":
@@ -151,7 +175,7 @@ def _subject(model: nn.Module, options: ExplainOptions) -> _Subject:
                 remedy="leave layer out, or choose method 'hirescam'",
             )
         explainer = replace(explainer, layer=options.layer)  # type: ignore[type-var]
-    return _Subject(module, spec, ready.classes, explainer, Judge(module, spec) if options.verdict else None)
+    return _Subject(ready.model, ready.spec, ready.classes, explainer, ready.judge if options.verdict else None)
 
 
 def _explain_pictures(
@@ -269,6 +293,7 @@ def _heatmap(
         image=picture,
         is_signed=explainer.is_signed,
         is_class_agnostic=explainer.is_class_agnostic,
+        name=explainer.name,
         method=repr(explainer),
         of=question.words(subject.classes),
         score=float(score),

@@ -6,17 +6,17 @@ h, w original picture · gh, gw grid of the attribution
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from saccade.errors import InputError, RunError
+from saccade.atomic import whole_file
+from saccade.errors import InputError
 from saccade.types import Geometry
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Heatmap:
         image: ``[3, h, w]`` uint8, the original picture.
         is_signed: whether negative values mean evidence against the score.
         is_class_agnostic: whether the map is the same whatever is asked.
+        name: of the method.
         method: the explainer with its options.
         of: what is explained, in words ("sneaker", "sneaker rather than boot").
         score: value of the explained score.
@@ -50,6 +51,7 @@ class Heatmap:
     image: Tensor
     is_signed: bool
     is_class_agnostic: bool
+    name: str
     method: str
     of: str
     score: float
@@ -109,7 +111,8 @@ class Heatmap:
             raise InputError(f"no picture format has the suffix {path.suffix!r}", where=str(path), expected=".png")
         picture = Image.fromarray(self.overlay(scale).permute(1, 2, 0).cpu().numpy())
         kind = Image.registered_extensions()[path.suffix.lower()]
-        _write(path, lambda file: picture.save(file, format=kind))
+        with whole_file(path) as temporary:
+            picture.save(temporary, format=kind)
         return path
 
     def save_array(self, path: str | Path) -> Path:
@@ -122,10 +125,12 @@ class Heatmap:
         path = Path(path)
         array = self.map.cpu().numpy()
         if path.suffix == ".npy":
-            _write(path, lambda file: np.save(file, array))
+            with whole_file(path) as temporary:
+                np.save(temporary, array)
         elif path.suffix == ".npz":
             about = json.dumps(self.about())
-            _write(path, lambda file: np.savez_compressed(file, map=array, seen=self.seen.cpu().numpy(), about=about))
+            with whole_file(path) as temporary:
+                np.savez_compressed(temporary, map=array, seen=self.seen.cpu().numpy(), about=about)
         else:
             raise InputError(f"an array cannot be saved as {path.suffix!r}", where=str(path), expected=".npy or .npz")
         return path
@@ -136,7 +141,18 @@ class Heatmap:
         judged = None
         if verdict is not None:
             judged = {"status": verdict.status, "reasons": list(verdict.reasons), "figures": dict(verdict.figures)}
-        names = ("method", "of", "score", "layer", "error", "negative", "blank", "is_signed", "is_class_agnostic")
+        names = (
+            "name",
+            "method",
+            "of",
+            "score",
+            "layer",
+            "error",
+            "negative",
+            "blank",
+            "is_signed",
+            "is_class_agnostic",
+        )
         facts = {name: getattr(self, name) for name in names}
         return facts | {"notes": list(self.notes), "verdict": judged, "manifest": dict(self.manifest)}
 
@@ -168,21 +184,3 @@ def _resampling(cells: int, canvas: tuple[int, int], geometry: Geometry, axis: i
     weights = (1 - (places[:, None] - torch.arange(cells)).abs() / reach).clamp_min(0)
     weights = weights / weights.sum(dim=1, keepdim=True) * is_seen[:, None]
     return weights.float(), is_seen
-
-
-def _write(path: Path, fill: Any) -> None:
-    """Write to a temporary neighbour, then put it in place: an interrupted run leaves no half-written file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file: IO[bytes]
-            with temporary.open("wb") as file:
-                fill(file)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"cannot write: {error.strerror or error}", where=str(path), remedy="choose another place"
-        ) from None

@@ -182,6 +182,8 @@ def curves(
     Raises:
         InputError: where there is no line, or places and values differ in number.
     """
+    from matplotlib.ticker import MaxNLocator
+
     if not lines or any(len(places) != len(values) for places, values in lines.values()):
         raise InputError("the lines are missing or uneven", where="curves", expected="as many values as places")
     figure = new_figure(5.2, 3.3)
@@ -199,6 +201,8 @@ def curves(
     axes.set_xlabel(across, color=INK, size=9)
     axes.set_ylabel(up, color=INK, size=9)
     axes.set_title(title, size=10.5, weight="bold", color=INK, loc="left")
+    if all(float(place).is_integer() for places, _ in lines.values() for place in places):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no epoch 1.5
     axes.legend(frameon=False, fontsize=8)
     return figure
 

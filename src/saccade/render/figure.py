@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from saccade.errors import InputError, RunError
+from saccade.atomic import write_bytes
+from saccade.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,27 +52,6 @@ def save(figure: Figure, path: str | Path, *, dpi: int = 144) -> Path:
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"a figure cannot be saved as {path.suffix!r}", where=str(path), expected=", ".join(FORMATS))
     return write_bytes(path, _rendered(figure, path.suffix.lower()[1:], dpi=dpi))
-
-
-def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Write a file that appears whole or not at all.
-
-    Raises:
-        RunError: where it cannot be written.
-    """
-    path = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise RunError(f"the file cannot be written ({error.strerror})", where=str(path)) from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).replace(path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise RunError(f"the file cannot be written ({error.strerror})", where=str(path)) from None
-    return path
 
 
 def new_figure(width: float, height: float) -> Figure:
