@@ -46,7 +46,7 @@ def compare(ways: Mapping[str, Callable[[], object]], repeats: int = 7, warmup: 
 def machine() -> Row:
     """What the figures were measured on."""
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -79,6 +79,15 @@ def report(rows: Sequence[Row], path: Path | None = None) -> None:
         part = path.with_name(path.name + ".part")
         part.write_text(json.dumps({"machine": machine(), "rows": list(rows)}, indent=2) + "\n", encoding="utf-8")
         part.replace(path)
+
+
+def _processor() -> str:
+    """Name of the processor and which fast multiplications it has."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    flags = [flag for flag in ("avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16") if flag in text]
+    return " ".join([*(names[:1] or [platform.machine()]), f"({' '.join(flags)})" if flags else ""]).strip()
 
 
 def _cell(value: object) -> str:
