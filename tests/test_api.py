@@ -294,7 +294,7 @@ def test_explain_takes_a_model_that_is_not_ours(pictures: list[Path]) -> None:
     [
         ({"of": "rd"}, UnknownNameError, "unknown class 'rd'; did you mean 'red'"),
         ({"of": 5}, InputError, "class 5 does not exist; expected 0 to 4"),
-        ({"of": "red", "against": "red"}, ConfigError, "expected two different classes"),
+        ({"of": "red", "against": "red"}, InputError, "'red' is contrasted with itself"),
         ({"method": "gradcamm"}, UnknownNameError, "did you mean 'gradcam'"),
         ({"layer": "blok1"}, UnknownNameError, "did you mean 'block1'"),
         ({"method": "rise", "layer": "block1"}, ConfigError, "'rise' reads no layer"),

@@ -26,7 +26,7 @@ LAYERS = [
     {"nn", "losses"},
     {"ops"},
     {"types", "registry"},
-    {"config", "atomic"},
+    {"config", "atomic", "allocator"},
     {"errors"},
 ]
 LEVEL = {name: len(LAYERS) - line for line, names in enumerate(LAYERS) for name in names}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -314,10 +313,7 @@ def _load_weights(model: AnyModel, weights: str | Path) -> None:
     if not path.is_file() and not is_source:
         expected = "a .safetensors or .pth file, a run folder, or a source such as timm/NAME"
         raise WeightsError("there is no such file", where=str(path), expected=expected)
-    with warnings.catch_warnings():
-        # torch warns of a pickle's dialect before it refuses what is inside; the refusal says enough.
-        warnings.simplefilter("ignore")
-        load_weights(model, str(weights) if is_source else path)
+    load_weights(model, str(weights) if is_source else path)
     if not is_source and read_description(path):
         # A file of ours carries a digest, which the reader of files from anywhere does not look at.
         read_header(path)

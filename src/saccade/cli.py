@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 import saccade
+from saccade.allocator import keep_freed_memory
 from saccade.errors import ConfigError, SaccadeError
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ Set = Annotated[
 
 def main() -> None:
     """Entry point: runs a command and turns every foreseen mistake into one sentence and a status."""
+    keep_freed_memory()
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

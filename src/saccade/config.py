@@ -99,10 +99,13 @@ def _explain(kind: type[Config], error: ValidationError) -> ConfigError:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
         return cause
-    keys = [str(key) for key in first["loc"]]
+    known = _field_names(kind)
+    # Inside a union pydantic also names the member ("backbone.vit.depth"), which is no part of the path.
+    keys = [str(key) for key in first["loc"][:-1] if isinstance(key, int) or key in known]
+    keys += [str(key) for key in first["loc"][-1:]]
     where = ".".join(keys) or kind.__name__
     if first["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        near = nearest(keys[-1], sorted(_field_names(kind)))
+        near = nearest(keys[-1], sorted(known))
         remedy = f"did you mean {near!r}?" if near else None
         return ConfigError(f"unknown config key {keys[-1]!r}", where=where, remedy=remedy)
     message = first["msg"][:1].lower() + first["msg"][1:]

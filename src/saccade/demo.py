@@ -14,7 +14,7 @@ from saccade.console import clock, percent, print_evaluation, show_training
 from saccade.data.source import open_data
 from saccade.engine.recipes import DEMO
 from saccade.errors import RunError
-from saccade.report import ReportConfig, evaluate_and_report
+from saccade.report import ReportConfig, check_folder, evaluate_and_report
 
 DATA = "fashion_mnist"
 
@@ -26,6 +26,7 @@ def run(out: Path, *, overwrite: bool, console: Console) -> Path:
         RunError: where the folder exists and may not be replaced, or is no earlier demo.
     """
     began = time.monotonic()
+    check_folder(out)
     _make_room(out, overwrite=overwrite)
     source = open_data(DATA)
     counts = ", ".join(f"{len(dataset)} {name}" for name, dataset in source.splits.items())

@@ -72,7 +72,7 @@ class ReportConfig(Config):
     """How many of the worst mistakes are explained."""
     compared: int = 3
     """On how many pictures the methods are drawn side by side."""
-    methods: tuple[str, ...] = ("relevance", "gradcam", "hirescam", "gradient", "integrated_gradients", "rise")
+    methods: tuple[str, ...] = ("relevance", "gradcam", "hirescam", "gradient", "integrated_gradients", "occlusion")
     """Methods drawn side by side, where they suit the model."""
 
 

@@ -132,6 +132,9 @@ def test_resume_refuses_other_settings_other_data_and_nothing(tmp_path, new_mode
     with pytest.raises(RunError, match="no such run folder"):
         resume(tmp_path / "nowhere", source)
     (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="no run folder"):
+        resume(tmp_path / "empty", source)
+    (tmp_path / "empty" / "history.jsonl").touch()
     with pytest.raises(RunError, match="before its first checkpoint"):
         resume(tmp_path / "empty", source)
 

@@ -87,7 +87,7 @@ def test_a_contrast_is_signed_evidence_for_one_class_against_another():
     assert heat.of == "red rather than green"
     assert heat.map[10, 10] > 0 > heat.map[40, 70]
     assert heat.score < 0
-    with pytest.raises(ConfigError, match="contrasted with itself"):
+    with pytest.raises(InputError, match="'red' is contrasted with itself"):
         explain(net, image, of="red", against="red", verdict=False)
 
 

@@ -12,7 +12,8 @@ from saccade.explanation.perturbation import (
     RISE,
     Occlusion,
     baseline_pixels,
-    random_masks,
+    draw_masks,
+    masks_at_once,
     rise_values,
     standard_error,
 )
@@ -158,14 +159,14 @@ def test_the_reported_error_is_the_real_one() -> None:
 
 def test_standard_error_halves_with_four_times_the_masks() -> None:
     generator = torch.Generator().manual_seed(0)
-    masks = random_masks(4000, (8, 8), 4, 0.5, generator)
+    masks = draw_masks(4000, 4, 0.5, generator).enlarged(0, 4000, (8, 8))
     seen = (masks * torch.randn(8, 8, generator=generator)).sum((1, 2)).view(1, 1, -1)
     ratio = standard_error(masks[:1000], seen[..., :1000]) / standard_error(masks, seen)
     assert float(ratio) == pytest.approx(2, rel=0.15)
 
 
 def test_masks_show_every_pixel_equally_often() -> None:
-    masks = random_masks(6000, (9, 11), 3, 0.3, torch.Generator().manual_seed(0))
+    masks = draw_masks(6000, 3, 0.3, torch.Generator().manual_seed(0)).enlarged(0, 6000, (9, 11))
     assert masks.shape == (6000, 9, 11)
     assert masks.min() >= 0
     assert masks.max() <= 1
@@ -232,3 +233,16 @@ def test_impossible_settings_are_refused() -> None:
         Occlusion(patch=0)
     with pytest.raises(ConfigError, match="keep between 0 and 1"):
         RISE(keep=1.0)
+
+
+def test_masks_do_not_depend_on_how_many_are_used_together() -> None:
+    draws = draw_masks(10, 4, 0.5, torch.Generator().manual_seed(0))
+    parts = [draws.enlarged(start, count, (12, 9)) for start, count in ((0, 3), (3, 4), (7, 3))]
+    assert torch.equal(torch.cat(parts), draws.enlarged(0, 10, (12, 9)))
+
+
+def test_few_photographs_and_many_icons_go_together_on_a_processor() -> None:
+    photographs = ImageBatch.of(torch.zeros(2, 3, 224, 224))
+    assert masks_at_once(photographs, 64) == 3
+    assert masks_at_once(ImageBatch.of(torch.zeros(1, 3, 28, 28)), 64) == 64
+    assert masks_at_once(ImageBatch.of(torch.zeros(5, 3, 2000, 2000)), 64) == 1

@@ -20,7 +20,7 @@ from torch import Tensor
 from saccade.config import Config, to_dict
 from saccade.data.dataset import Dataset
 from saccade.data.loader import Batch, Loader, LoaderConfig
-from saccade.engine.modes import channels_last, evaluating
+from saccade.engine.modes import evaluating
 from saccade.errors import ConfigError, DataError, nearest
 from saccade.metrics.classification import (
     ClassificationMeter,
@@ -212,8 +212,13 @@ def evaluate(model: VisionModel[Any, Any, Any], dataset: Dataset, config: Evalua
     )
 
 
-def join_classes(model_classes: Classes, data_classes: Classes) -> Tensor:
+def join_classes(model_classes: Classes, data_classes: Classes, *, where: str | None = None) -> Tensor:
     """Label of the model ``[K_data]`` int64 for each label of the data set, joined by name.
+
+    Args:
+        model_classes: what the model knows.
+        data_classes: what the data set has.
+        where: name of the data set, for the message.
 
     Raises:
         DataError: where the data set has a class the model was not trained on.
@@ -224,6 +229,7 @@ def join_classes(model_classes: Classes, data_classes: Classes) -> Tensor:
         near = nearest(unknown[0], ids)
         raise DataError(
             f"the data set has {len(unknown)} class(es) that the model does not know: {', '.join(unknown[:5])}",
+            where=where,
             expected=f"some of: {', '.join(model_classes.names[:12])}" + (", ..." if len(model_classes) > 12 else ""),
             remedy=f"rename it to {near!r}" if near else "evaluate on data with the classes it was trained on",
         )
@@ -246,7 +252,7 @@ def score_batches(
         for batch in batches:
             # Not inference_mode: a table that a model caches in its first forward pass must stay usable for training.
             with torch.no_grad():
-                images = channels_last(batch.images.to(device))
+                images = batch.images.to(device).channels_last()
                 predictions = model.postprocess(model(images), images)
             labels = relabel[torch.stack([target.label for target in batch.targets]).cpu()]
             meter.update(torch.stack([prediction.scores for prediction in predictions]).cpu(), labels)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saccade.backbones.base import Routing
 from saccade.data.loader import Batch, Loader
-from saccade.engine.modes import channels_last, evaluating
+from saccade.engine.modes import evaluating
 from saccade.models.base import VisionModel
 from saccade.types import Classification, ClassTarget, ExplainSpec, Geometry, ImageBatch, Losses
 
@@ -42,6 +42,10 @@ class PooledBatch(ImageBatch):
 
     def __post_init__(self) -> None:
         """Nothing to check: these are no pictures."""
+
+    def channels_last(self) -> PooledBatch:
+        """As it is: vectors have one layout."""
+        return self
 
 
 class HeadView(VisionModel[Any, Any, Any]):
@@ -97,7 +101,7 @@ class FeatureLoader:
         self.indices: list[int] = []
         with evaluating(model), torch.no_grad():
             for batch in loader.epoch(0):
-                pooled.append(embeds.embed(channels_last(batch.images.to(device)))[0].float().cpu())
+                pooled.append(embeds.embed(batch.images.to(device).channels_last())[0].float().cpu())
                 labels.append(batch.labels)
                 self.sources += batch.sources
                 self.indices += batch.indices

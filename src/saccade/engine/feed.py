@@ -17,7 +17,6 @@ from saccade.data.loader import Batch, Loader, LoaderConfig
 from saccade.data.source import DataSource
 from saccade.engine.evaluate import join_classes
 from saccade.engine.features import MAX_BYTES, FeatureLoader, HeadView, fixed_width
-from saccade.engine.modes import channels_last
 from saccade.engine.plan import TrainConfig
 from saccade.errors import DataError
 from saccade.models.base import VisionModel
@@ -67,7 +66,7 @@ class Feed:
         val: BatchSource,
     ) -> None:
         self.train, self.val = train, val
-        self.relabel = join_classes(model.classes, data.classes)
+        self.relabel = join_classes(model.classes, data.classes, where=data.name)
         self.num_classes = len(model.classes)
         self._is_same_order = torch.equal(self.relabel, torch.arange(self.num_classes))
         steps = math.ceil(len(train) / config.accumulate)
@@ -84,7 +83,7 @@ class Feed:
     def prepare(self, batch: Batch, device: torch.device) -> Batch:
         """The batch on ``device``, with the model's labels."""
         batch = batch.to(device)
-        batch = replace(batch, images=channels_last(batch.images))
+        batch = replace(batch, images=batch.images.channels_last())
         if self._is_same_order:
             return batch
         return replace(batch, targets=tuple(self._rename(target) for target in batch.targets))

@@ -1,15 +1,13 @@
-"""Which modules learn, in which mode they run, and in which memory layout pictures reach them."""
+"""Which modules learn, and in which mode they run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 
 from saccade.errors import UnknownNameError
-from saccade.types import ImageBatch
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> None:
@@ -42,10 +40,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def channels_last(images: ImageBatch) -> ImageBatch:
-    """The same pictures laid out channels last, which convolutions run up to twice as fast on, and no model slower."""
-    if images.pixels.ndim != 4:
-        return images
-    return images.with_pixels(images.pixels.contiguous(memory_format=torch.channels_last))

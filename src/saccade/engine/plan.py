@@ -74,7 +74,7 @@ class TrainConfig(Config):
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
             _check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
-        for name in ("limit_steps", "weight_decay", "clip_norm", "patience", "checkpoint_steps"):
+        for name in ("limit_steps", "weight_decay", "clip_norm", "seed", "patience", "checkpoint_steps"):
             _check(name, getattr(self, name), "at least 0", getattr(self, name) >= 0)
         for name in ("learning_rate", "head_multiplier", "checkpoint_seconds"):
             _check(name, getattr(self, name), "above 0", getattr(self, name) > 0)

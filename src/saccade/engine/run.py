@@ -51,22 +51,40 @@ class RunFolder:
         """One line per step and per epoch."""
         return self.path / "history.jsonl"
 
-    def create(self) -> None:
-        """Make the folder.
+    def check_free(self) -> None:
+        """Refuse a folder that holds something already.
+
+        Raises:
+            RunError: where it exists with something in it.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            remedy = "choose another --out, or continue that run with --resume"
+            raise RunError("the run folder exists already", where=str(self.path), remedy=remedy)
+
+    @contextmanager
+    def created(self) -> Iterator[None]:
+        """Make the folder for the first files, which the block writes; where that fails, nothing is left of it.
 
         Raises:
             RunError: where it exists already with something in it, or cannot be written.
         """
         if not self.is_writer:
+            yield
             return
+        self.check_free()
+        was_there = self.path.exists()
         try:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                remedy = "choose another --out, or continue that run with --resume"
-                raise RunError("the run folder exists already", where=str(self.path), remedy=remedy)
             self.path.mkdir(parents=True, exist_ok=True)
             self.history.touch()
-        except OSError as error:
-            raise unwritable(self.path, error) from error
+            yield
+        except BaseException as error:
+            for file in self.path.iterdir() if self.path.is_dir() else ():
+                file.unlink()
+            if not was_there and self.path.is_dir():
+                self.path.rmdir()
+            if isinstance(error, OSError):
+                raise unwritable(self.path, error) from error
+            raise
 
     def check_resumable(self) -> None:
         """Refuse a folder that holds no state to resume from.
@@ -78,9 +96,13 @@ class RunFolder:
             raise RunError(
                 "there is no such run folder", where=str(self.path), remedy="check the path given to --resume"
             )
-        if not (self.last.is_file() and (self.path / "config.json").is_file()):
+        if self.last.is_file() and (self.path / "config.json").is_file():
+            return
+        if self.history.is_file():
             remedy = "delete the folder and start the run again"
             raise RunError("the run stopped before its first checkpoint", where=str(self.path), remedy=remedy)
+        expected = "a folder with config.json, history.jsonl and last.ckpt"
+        raise RunError("this is no run folder", where=str(self.path), expected=expected)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write ``content`` to the file ``name`` in one atomic step.

@@ -83,8 +83,7 @@ class Session:
         resume: bool,
     ) -> None:
         self.model, self.config, self.name = model, config, name
-        if resume:
-            folder.check_resumable()
+        folder.check_resumable() if resume else folder.check_free()
         self.fabric, reason = (
             build_fabric(config, matrix_width(model))
             if fabric is None
@@ -110,9 +109,6 @@ class Session:
         self._load: Tensor | None = None
         self._images_done, self._steps_done, self._train_seconds = 0, 0, 0.0
         self._saved_at, self._save_seconds = time.monotonic(), 0.0
-        if not resume:
-            self.folder.create()
-        self.fabric.barrier()
         self._set_up()
         self._restore() if resume else self._begin()
         self.board = open_board(self.folder, self.step_count) if config.tensorboard else None
@@ -214,7 +210,10 @@ class Session:
         figures = {key: value / steps for key, value in self._sums.items()}
         load = [] if self._load is None else (self._load / steps).tolist()
         rate = self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["rate_multiplier"]
-        self.notes += [*dead_experts(load), *(f"skipped {problem}" for problem in self.feed.new_skipped())]
+        skipped = self.feed.new_skipped()
+        if skipped:
+            self.notes.append(f"{len(skipped)} unreadable pictures were skipped")
+        self.notes += [*dead_experts(load), *(f"skipped {problem}" for problem in skipped)]
         record = dataclasses.replace(
             self._record("epoch", figures, rate),
             metrics=metrics,
@@ -272,10 +271,12 @@ class Session:
         self._save_seconds = self._saved_at - start
 
     def _begin(self) -> None:
-        self.folder.write_json("config.json", self.settings)
         precision = self.notes[0].removeprefix("precision: ")
-        self.folder.write_json("environment.json", environment(self.fabric.device, precision, self.config.seed))
-        self.save()
+        with self.folder.created():
+            self.folder.write_json("config.json", self.settings)
+            self.folder.write_json("environment.json", environment(self.fabric.device, precision, self.config.seed))
+            self.save()
+        self.fabric.barrier()
 
     def _restore(self) -> None:
         state = load_state(self.folder.last)

@@ -19,6 +19,7 @@ from saccade.engine.checkpoint import build_described
 from saccade.engine.plan import StepRecord, TrainConfig
 from saccade.engine.run import RunFolder, interrupts_deferred
 from saccade.engine.session import Session
+from saccade.errors import RunError
 from saccade.models.base import VisionModel
 
 __all__ = ["StepRecord", "TrainConfig", "resume", "train"]
@@ -70,6 +71,9 @@ def resume(out: str | Path, data: DataSource | None = None, *, fabric: Fabric | 
     folder = RunFolder(out)
     folder.check_resumable()
     settings = folder.read_json("config.json")
+    missing = {"model", "train", "data", "name"} - settings.keys()
+    if missing:
+        raise RunError(f"config.json lacks {', '.join(sorted(missing))}", where=str(folder.path))
     model = build_described(settings["model"], where=str(folder.path / "config.json"))
     config = from_dict(TrainConfig, settings["train"])
     source = data or open_data(settings["data"]["name"], strict=config.strict)

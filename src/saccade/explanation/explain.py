@@ -183,7 +183,7 @@ def _explain_pictures(
 ) -> list[list[Heatmap]]:
     model: Any = subject.model
     device, dtype = model_device(model)
-    images: ImageBatch = model.preprocess(pictures).to(device, dtype)
+    images: ImageBatch = model.preprocess(pictures).to(device, dtype).channels_last()
     with undisturbed(model), torch.no_grad():
         outputs = model(images)
         logits = logits_of(outputs).float()
@@ -191,6 +191,10 @@ def _explain_pictures(
         raise ExplainError("the scores of the model are not finite", remedy="check its weights and its precision")
     against = None if options.against is None else _label(options.against, subject.classes)
     asked = [[_Asked(_resolve(q, row, subject.classes), against) for q in of] for row in logits]
+    if any(question.label == against for row in asked for question in row):
+        name = subject.classes[against or 0]
+        remedy = "say with `of` which class to explain, or choose another `against`"
+        raise InputError(f"class {name!r} is contrasted with itself", where="against", remedy=remedy)
     found = _attribute(subject, images, asked)
     verdicts = _verdicts(subject, images, asked, found)
     return [

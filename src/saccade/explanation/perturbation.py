@@ -28,6 +28,12 @@ Baseline = Literal["mean", "blur", "black"]
 """What hidden pixels become: the mean colour (zero after normalisation), a blurred copy of the picture, or black."""
 
 BASELINES: tuple[Baseline, ...] = ("mean", "blur", "black")
+CPU_PIXELS = 400_000
+"""Pixels per forward pass on a processor: eight photographs of 224x224, and no fewer icons than asked for."""
+
+FIRST_LOOK = 500
+"""Masks after which, and after each as many again, RISE looks whether its error is small enough."""
+
 ERROR_GRID = 16
 """Standard errors are measured on at most this many cells a side; the masks are smooth at that scale."""
 
@@ -64,6 +70,17 @@ def baseline_pixels(model: nn.Module, images: ImageBatch, kind: Baseline) -> Ten
     return baseline
 
 
+def masks_at_once(images: ImageBatch, most: int) -> int:
+    """Masks per forward pass: ``most`` pictures together on an accelerator; fewer large ones on a processor.
+
+    There the feature maps of more than a few photographs outgrow the caches.
+    """
+    height, width = images.pixels.shape[-2:]
+    if images.pixels.device.type == "cpu":
+        most = min(most, max(CPU_PIXELS // (height * width), 1))
+    return max(most // max(len(images), 1), 1)
+
+
 def masked_scores(
     model: nn.Module, images: ImageBatch, baseline: Tensor, masks: Iterable[Tensor], scores: Sequence[ScoreFn]
 ) -> Iterator[Tensor]:
@@ -81,7 +98,7 @@ def masked_scores(
         kept = chunk.to(pixels.device, pixels.dtype)[:, :, None]  # [B or 1, m, 1, H, W]
         blended = torch.lerp(baseline[:, None], pixels[:, None], kept).flatten(0, 1)
         with torch.no_grad():
-            outputs = model(images.with_pixels(blended))
+            outputs = model(images.with_pixels(blended).channels_last())
             yield torch.stack([score(outputs).float().reshape(len(images), -1) for score in scores])
 
 
@@ -129,7 +146,7 @@ class Occlusion:
         stride = min(self.stride or max(patch // 2, 1), patch)
         windows = _windows((height, width), patch, stride)
         valid = _valid(images)
-        at_once = max(self.batch // max(len(images), 1), 1)
+        at_once = masks_at_once(images, self.batch)
         total = images.pixels.new_zeros(len(scores), len(images), height, width, dtype=torch.float32)
         times = torch.zeros_like(total[0])
         with undisturbed(model):
@@ -194,7 +211,8 @@ class RISE:
         del spec
         height, width = images.pixels.shape[-2:]
         generator = torch.Generator().manual_seed(self.seed)
-        at_once = max(self.batch // max(len(images), 1), 1)
+        at_once = masks_at_once(images, self.batch)
+        draws = draw_masks(self.num_masks, self.grid, self.keep, generator)
         shape = (len(scores), len(images), height, width)
         weighted = images.pixels.new_zeros(shape, dtype=torch.float32)
         shown = weighted.new_zeros(height, width)
@@ -205,7 +223,7 @@ class RISE:
             baseline = baseline_pixels(model, images, self.baseline)
             while done < self.num_masks:
                 count = min(at_once, self.num_masks - done)
-                masks = random_masks(count, (height, width), self.grid, self.keep, generator).to(weighted.device)
+                masks = draws.enlarged(done, count, (height, width)).to(weighted.device)
                 chunk = next(masked_scores(model, images, baseline, [masks[None]], scores))
                 weighted += torch.einsum("tbm,mhw->tbhw", chunk, masks)
                 shown += masks.sum(0)
@@ -220,23 +238,41 @@ class RISE:
         return Attribution(values, error, notes=(f"{done} random masks",))
 
     def _is_enough(self, pooled: list[Tensor], seen: list[Tensor], done: int, at_once: int) -> bool:
-        # A standard error from a handful of masks is itself noise: look after ten chunks at the earliest.
-        if self.tolerance is None or done < 10 * at_once:
+        # A standard error from a handful of masks is itself noise: look at the earliest after some hundred masks, and
+        # after as many again.
+        if self.tolerance is None or done < FIRST_LOOK or done % FIRST_LOOK >= at_once:
             return False
         return float(standard_error(torch.cat(pooled), torch.cat(seen, dim=-1)).max()) <= self.tolerance
 
 
-def random_masks(count: int, size: tuple[int, int], grid: int, keep: float, generator: torch.Generator) -> Tensor:
-    """Smooth random masks ``[count, H, W]`` in [0, 1]: a coarse grid of coin tosses, enlarged and shifted."""
-    height, width = size
-    cell_h, cell_w = -(-height // grid), -(-width // grid)
+@dataclass(frozen=True, eq=False)
+class MaskDraws:
+    """The coin tosses behind random masks, drawn all at once so that they do not depend on how many are used together.
+
+    Attributes:
+        tosses: ``[M, 1, grid + 1, grid + 1]`` float32, 1 where a cell is shown.
+        shifts: ``[M, 2]`` down and right, in [0, 1) of a cell.
+    """
+
+    tosses: Tensor
+    shifts: Tensor
+
+    def enlarged(self, start: int, count: int, size: tuple[int, int]) -> Tensor:
+        """``count`` masks from ``start`` on, ``[count, H, W]`` in [0, 1], each enlarged and shifted."""
+        height, width = size
+        tosses, shifts = self.tosses[start : start + count], self.shifts[start : start + count]
+        grid = tosses.shape[-1] - 1
+        cell_h, cell_w = -(-height // grid), -(-width // grid)
+        large = F.interpolate(tosses, ((grid + 1) * cell_h, (grid + 1) * cell_w), mode="bilinear", align_corners=False)
+        rows = (shifts[:, :1] * cell_h).long() + torch.arange(height)
+        columns = (shifts[:, 1:] * cell_w).long() + torch.arange(width)
+        return large[torch.arange(len(tosses))[:, None, None], 0, rows[:, :, None], columns[:, None, :]]
+
+
+def draw_masks(count: int, grid: int, keep: float, generator: torch.Generator) -> MaskDraws:
+    """Coin tosses for ``count`` smooth random masks; ``keep`` is the probability that a cell is shown."""
     tosses = (torch.rand(count, 1, grid + 1, grid + 1, generator=generator) < keep).float()
-    large = F.interpolate(tosses, ((grid + 1) * cell_h, (grid + 1) * cell_w), mode="bilinear", align_corners=False)
-    top = torch.randint(cell_h, (count,), generator=generator)
-    left = torch.randint(cell_w, (count,), generator=generator)
-    rows = top[:, None] + torch.arange(height)
-    columns = left[:, None] + torch.arange(width)
-    return large[torch.arange(count)[:, None, None], 0, rows[:, :, None], columns[:, None, :]]
+    return MaskDraws(tosses, torch.rand(count, 2, generator=generator))
 
 
 def rise_values(masks: Tensor, seen: Tensor, *, is_centred: bool = True) -> Tensor:

@@ -25,7 +25,7 @@ from saccade.config import Config
 from saccade.errors import ConfigError, InputError
 from saccade.explanation.attribution import Attribution, Explainer, ScoreFn
 from saccade.explanation.faithfulness import centre_map, counts_of, keep_masks, negative_share, rank_similarity
-from saccade.explanation.perturbation import Baseline, baseline_pixels, masked_scores
+from saccade.explanation.perturbation import Baseline, baseline_pixels, masked_scores, masks_at_once
 from saccade.explanation.record import undisturbed
 from saccade.explanation.scramble import Extent, scrambled
 from saccade.explanation.trials import answers_of, areas, both_games, cells_of, movement, pooled
@@ -180,7 +180,7 @@ class Judge:
     def _seen(
         self, images: ImageBatch, baseline: Tensor, scores: Sequence[ScoreFn], masks: Tensor, cell: Tensor
     ) -> Tensor:
-        at_once = max(self.config.batch // len(images), 1)
+        at_once = masks_at_once(images, self.config.batch)
         place = torch.arange(len(images))[:, None, None]
 
         shown = F.pad(masks.transpose(1, 2).float(), (0, 0, 0, 1), value=1.0)  # [B, N + 1, M]; padding always shows
