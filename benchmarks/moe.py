@@ -71,7 +71,7 @@ def measure(name: str, repeats: int, batch: int) -> list[Row]:
 def main() -> list[Row]:
     """Measure, print, save."""
     options = parser(__doc__ or "")
-    options.add_argument("--batch", type=int, default=8)
+    options.add_argument("--batch", type=int, default=32)
     given = options.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)

@@ -102,7 +102,7 @@ def test_train_gives_the_finished_run(
     run = saccade.train("vit_average_test", colours, out=out, epochs=4, batch_size=10, learning_rate=5e-3, quiet=True)
     assert capsys.readouterr().out == ""
     assert run.folder == out
-    assert run.metrics["metrics"]["top1"] == 1.0, "five plain colours can be learned"
+    assert run.metrics["top1"] == 1.0, "five plain colours can be learned"
     assert run.metrics == json.loads((out / "metrics.json").read_text())
     assert not run.model.training
     names = [prediction.name for prediction in saccade.predict(run.model, pictures)]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from saccade.engine.train import StepRecord
     from saccade.explanation.heatmap import Heatmap
     from saccade.types import Classification
+    from saccade.weights.transfer import TransferReport
 
 AnyModel = VisionModel[Any, Any, Any]
 
@@ -174,14 +175,13 @@ def start(
             model = create(model, classes=source.classes.names, overrides=parts["model"])
     elif parts["model"]:
         raise ConfigError("model.* overrides need a model by name", where=parts["model"][0])
-    if weights is not None:
-        _load_weights(model, weights)
+    notes = () if weights is None else (f"weights: {_load_weights(model, weights)}",)
     if config.strict:
         # A run that stopped at a damaged picture could not go on once that is mended: its data would be other data.
         for dataset in source.splits.values():
             check_readable(dataset)
     folder = Path(out) if out is not None else _free_folder(name)
-    return folder, run(model, source, config, out=folder, name=name)
+    return folder, run(model, source, config, out=folder, name=name, notes=notes)
 
 
 def resume(folder: str | Path) -> tuple[Path, Iterator[StepRecord]]:
@@ -196,7 +196,7 @@ def finished(folder: str | Path) -> Run:
     from saccade.engine.run import RunFolder
 
     run = RunFolder(folder)
-    return Run(run.path, load(run.best), run.read_json("metrics.json"))
+    return Run(run.path, load(run.best), run.read_json("metrics.json")["metrics"])
 
 
 def evaluate(
@@ -278,7 +278,8 @@ def explain(
         method: name of a method (``saccade explain --method``), or an explainer object; ``auto`` chooses by the
             architecture.
         layer: declared layer for methods that read one.
-        verdict: measure how far the map can be trusted (at most 60 forward passes of one small batch).
+        verdict: measure how far the map can be trusted: some 54 pictures go through a model, and the method runs again
+            on two shuffled copies of it.
 
     Example:
         >>> heat = saccade.explain(model, "photo.jpg", of="sneaker", method="gradcam")
@@ -296,8 +297,8 @@ def as_model(model: str | Path | AnyModel) -> AnyModel:
     return load(model) if isinstance(model, str | Path) else model
 
 
-def _load_weights(model: AnyModel, weights: str | Path) -> None:
-    """Start a model from a file, the best model of a run folder, or a published source.
+def _load_weights(model: AnyModel, weights: str | Path) -> TransferReport:
+    """Start a model from a file, the best model of a run folder, or a published source; returns what was taken.
 
     Raises:
         WeightsError: where there is no such thing, or it is damaged, altered, or of another architecture.
@@ -313,10 +314,11 @@ def _load_weights(model: AnyModel, weights: str | Path) -> None:
     if not path.is_file() and not is_source:
         expected = "a .safetensors or .pth file, a run folder, or a source such as timm/NAME"
         raise WeightsError("there is no such file", where=str(path), expected=expected)
-    load_weights(model, str(weights) if is_source else path)
+    report = load_weights(model, str(weights) if is_source else path)
     if not is_source and read_description(path):
         # A file of ours carries a digest, which the reader of files from anywhere does not look at.
         read_header(path)
+    return report
 
 
 @contextmanager

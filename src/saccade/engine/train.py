@@ -7,7 +7,7 @@ alone, and what was written after the last checkpoint is cut off and done again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def train(
     resume: bool = False,
     name: str | None = None,
     fabric: Fabric | None = None,
+    notes: Sequence[str] = (),
 ) -> Iterator[StepRecord]:
     """Train ``model`` into the run folder ``out``.
 
@@ -48,13 +49,16 @@ def train(
         resume: continue the run in ``out``, which must have been made with equal config and data.
         name: what the model was created by, for its file.
         fabric: launched with several processes by the caller; made for this process alone where it is None.
+        notes: told with the first record.
 
     Raises:
         RunError: where the folder exists, cannot be written, or cannot be resumed.
         DataError: where data and model do not know the same classes.
         TrainingError: while training, where the loss is not finite; the batch is saved.
     """
-    return _steps(Session(model, data, config or TrainConfig(), RunFolder(out), fabric, name=name, resume=resume))
+    session = Session(model, data, config or TrainConfig(), RunFolder(out), fabric, name=name, resume=resume)
+    session.notes += notes
+    return _steps(session)
 
 
 def resume(out: str | Path, data: DataSource | None = None, *, fabric: Fabric | None = None) -> Iterator[StepRecord]:

@@ -215,6 +215,7 @@ class ScoreCAM:
     name: ClassVar[str] = "scorecam"
     is_signed: ClassVar[bool] = False
     is_class_agnostic: ClassVar[bool] = False
+    is_costly: ClassVar[bool] = True
     shares_forward: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -33,6 +33,9 @@ from saccade.types import ExplainSpec, ImageBatch
 
 Status = Literal["supported", "weak", "failed"]
 
+EVEN = 0.8
+"""A map whose lowest value is more than this share of its highest looks like one flat colour; that is remarked on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VerdictConfig(Config):
@@ -91,8 +94,10 @@ class Verdict:
             ``deletion_centre``, ``insertion_centre`` are areas in units of the score; ``advantage`` is (insertion -
             deletion) / ``score_range``; ``response_ratio`` is the change of the model's answer between picture and
             blank over that of its shuffled copies; ``similarity`` (signed) and ``similarity_abs`` are rank correlations
-            with the maps of shuffled copies. What could not be measured is missing.
-        cost_forwards: pictures that went through a model for this verdict.
+            with the maps of shuffled copies; ``evenness`` is the lowest value of the map over its highest. What could
+            not be measured is missing.
+        cost_forwards: pictures that went through a model for this verdict; runs of the method itself on shuffled
+            copies come on top.
         class_agnostic: whether the method ignores what was asked.
     """
 
@@ -137,7 +142,7 @@ class Judge:
             trials = self._hide_and_reveal(images, baseline, scores, attribution)
             response = self._response(images, baseline, scores)
         similarity = self._similarity(images, scores, explainer, attribution)
-        cost = trials.cost + 4 * (1 + len(self._copies)) + (0 if similarity is None else self.config.rerun)
+        cost = trials.cost + 4 * (1 + len(self._copies))
         verdicts = []
         for score in range(len(scores)):
             row = []
@@ -263,7 +268,9 @@ class _Trials(NamedTuple):
 def _own_figures(attribution: Attribution, score: int, image: int) -> dict[str, float]:
     negative = attribution.negative
     own = negative_share(attribution.values[score, image]) if negative is None else float(negative[score, image])
-    figures = {"negative_share": own}
+    values = attribution.values[score, image].float()
+    low, high = float(values.min()), float(values.max())
+    figures = {"negative_share": own, "evenness": max(low, 0.0) / high if high > 0 else 0.0}
     if attribution.error is not None:
         figures["error"] = float(attribution.error[score, image])
     return figures
@@ -301,8 +308,8 @@ def _failures(figures: Mapping[str, float], config: VerdictConfig) -> list[str]:
         found.append("the score is the same whatever is hidden")
     elif ratio is not None and ratio < config.min_response:
         found.append(
-            f"the model answers to this picture only {ratio:.1f} times as strongly as its copies with shuffled weights"
-            f" (a trained model: {config.min_response:g} times or more), so there is nothing learned to explain"
+            f"the model answers to this picture only {ratio:.1f} times as strongly as its copies with shuffled weights;"
+            f" below {config.min_response:g} times it cannot be told from a model that has learned nothing"
         )
     unit = figures["score_range"] * config.clear_gain
     gains = (figures["deletion_random"] - figures["deletion"], figures["insertion"] - figures["deletion_random"])
@@ -335,6 +342,8 @@ def _doubts(figures: Mapping[str, float], is_class_agnostic: bool, config: Verdi
 def _remarks(figures: Mapping[str, float]) -> list[str]:
     """Worth knowing, no reason for doubt: photographers aim, and scattered holes spoil a picture more than one gap."""
     found = []
+    if figures["evenness"] > EVEN:
+        found.append(f"the map is almost even: its lowest value is {figures['evenness']:.0%} of its highest")
     if 0 < figures["advantage"] <= figures["advantage_centre"]:
         found.append("a blob at the centre of the picture would have found it too")
     if figures["deletion"] >= figures["deletion_random"]:

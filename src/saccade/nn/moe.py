@@ -104,15 +104,16 @@ class MixtureOfExperts(nn.Module):
         chosen = experts.t().reshape(-1)
         order = chosen.argsort(stable=True)
         # Both index_selects are permutations, so that their gradients never collide and are deterministic everywhere.
-        rows = flat.repeat(active, 1).index_select(0, order)
+        rows = (flat if active == 1 else flat.repeat(active, 1)).index_select(0, order)
         counts: list[int] = torch.bincount(chosen, minlength=self.config.num_experts).tolist()
         capacity = self._capacity(count * active)
         kept = [min(number, capacity) for number in counts]
         slices = torch.split(rows, counts)
         results = torch.cat([self._expert(e, part, kept[e]) for e, part in enumerate(slices)])
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        results = results.index_select(0, inverse).view(active, count, -1)
-        mixed = (results * gates.t()[:, :, None].to(results.dtype)).sum(dim=0)
+        results = results.index_select(0, inverse)
+        weighed = results * gates.t().reshape(-1, 1).to(results.dtype)
+        mixed = weighed if active == 1 else weighed.view(active, count, -1).sum(dim=0)
         dropped = gates.new_tensor(1 - sum(kept) / max(count * active, 1))
         return mixed, dropped
 
