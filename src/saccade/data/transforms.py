@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
 from saccade.config import Config
 from saccade.errors import ConfigError, UnknownNameError
@@ -146,6 +145,8 @@ class Augment(Config):
 
     def _recolour(self, images: Tensor, key: Key) -> Tensor:
         """Torchvision's transforms draw from torch's own generator: it is lent to them, seeded for each picture."""
+        from torchvision.transforms import v2  # takes two seconds to import, and few commands augment
+
         steps: list[Callable[[Image.Image], Image.Image]] = []
         if self.rand_augment:
             steps.append(v2.RandAugment(self.rand_augment, self.magnitude))

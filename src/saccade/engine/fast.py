@@ -25,8 +25,8 @@ MIN_QUANTIZED_FEATURES = 128
 """Linear layers narrower than this run as fast in float32."""
 
 TRANSFORMERS_AT_ONCE = 4
-"""Pictures that a processor sends through a transformer together: the activations of more outgrow the caches, and beyond
-32 MB the memory allocator gives each back to the system at once, which clears its pages again for the next."""
+"""Pictures that a processor sends through a transformer together: the activations of more outgrow the caches, and
+beyond 32 MB the memory allocator gives each back to the system at once, which clears its pages again for the next."""
 
 CONVOLUTIONS_AT_ONCE = 16
 """The same for convolutions, whose weights are put into another order in every pass: more pictures share that."""

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata
 from torch import Tensor
 
 from saccade.errors import InputError
@@ -180,6 +179,8 @@ def negative_share(values: Tensor) -> float:
 
 def rank_similarity(first: Tensor, second: Tensor) -> float:
     """Spearman's rank correlation of two maps (ties share their mean rank); 0 where one of them is constant."""
+    from scipy.stats import rankdata  # takes a second to import
+
     ranks = [rankdata(np.asarray(m.detach().flatten().double().cpu())) for m in (first, second)]
     centred = [r - r.mean() for r in ranks]
     scale = math.sqrt(float((centred[0] ** 2).sum()) * float((centred[1] ** 2).sum()))

@@ -17,7 +17,6 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as TF
 
 from saccade.errors import ConfigError, ExplainError
 from saccade.explanation.attribution import Attribution, ScoreFn
@@ -61,7 +60,9 @@ def baseline_pixels(model: nn.Module, images: ImageBatch, kind: Baseline) -> Ten
     elif kind == "blur":
         sigma = max(min(height, width) / 16, 1.0)
         reach = max(min(round(3 * sigma), min(height, width) - 1), 0)
-        baseline = TF.gaussian_blur(pixels.float(), [2 * reach + 1] * 2, [sigma] * 2).to(pixels.dtype)
+        from torchvision.transforms.v2.functional import gaussian_blur  # takes a second or two to import
+
+        baseline = gaussian_blur(pixels.float(), [2 * reach + 1] * 2, [sigma] * 2).to(pixels.dtype)
     else:
         raise ConfigError(f"unknown baseline {kind!r}", where="baseline", expected=f"one of: {', '.join(BASELINES)}")
     for image, (true_height, true_width) in enumerate(images.sizes):
