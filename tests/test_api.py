@@ -103,7 +103,7 @@ def test_train_gives_the_finished_run(
     assert capsys.readouterr().out == ""
     assert run.folder == out
     assert run.metrics["top1"] == 1.0, "five plain colours can be learned"
-    assert run.metrics == json.loads((out / "metrics.json").read_text())
+    assert run.metrics == json.loads((out / "metrics.json").read_text())["metrics"]
     assert not run.model.training
     names = [prediction.name for prediction in saccade.predict(run.model, pictures)]
     assert names == ["blue", "dark", "green", "grey", "red"]
