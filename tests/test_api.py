@@ -305,3 +305,16 @@ def test_explain_refuses(
 ) -> None:
     with pytest.raises(kind, match=words):
         saccade.explain(trained, pictures[0], **options)
+
+
+def test_altered_weights_leave_a_given_model_as_it_was(trained: Path, colours: Path, tmp_path: Path) -> None:
+    content = bytearray((trained / "best.safetensors").read_bytes())
+    content[-5] ^= 0xFF
+    (tmp_path / "altered.safetensors").write_bytes(bytes(content))
+    model = saccade.load(trained)
+    with torch.no_grad():
+        model.head.weight.zero_()
+    with pytest.raises(WeightsError, match="altered"):
+        saccade.train(model, colours, weights=tmp_path / "altered.safetensors", out=tmp_path / "run", quiet=True)
+    assert not model.head.weight.any()
+    assert not (tmp_path / "run").exists()

@@ -239,7 +239,7 @@ def test_a_place_that_takes_no_page_is_refused_before_the_work(
     dataset: ArrayDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr("saccade.report.evaluate", lambda *_: pytest.fail("evaluated in vain"))
+    monkeypatch.setattr("saccade.report.evaluate_split", lambda *_: pytest.fail("evaluated in vain"))
     for folder in (tmp_path / "file", tmp_path / "file/folder"):
         with pytest.raises(RunError, match=r"file.*expected a folder; choose another --out"):
             small_page("vit_average_test", dataset, folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from saccade.config import from_dict, override
 from saccade.data.source import open_data
-from saccade.errors import ConfigError, DataError, WeightsError
+from saccade.errors import ConfigError, WeightsError
 from saccade.models.base import VisionModel
 
 if TYPE_CHECKING:
@@ -219,16 +219,11 @@ def evaluate(
     Returns:
         Accuracy with its 95 % interval, per-class figures, confusion, calibration, the worst mistakes.
     """
-    from saccade.engine.evaluate import EvaluateConfig
-    from saccade.engine.evaluate import evaluate as score
+    from saccade.engine.evaluate import EvaluateConfig, evaluate_split
 
     source = open_data(data, strict=strict)
     config = from_dict(EvaluateConfig, {"strict": strict, **settings})
-    try:
-        return score(as_model(model), source.split(split or source.held_out), config)
-    except DataError as error:
-        error.where = error.where or source.name
-        raise
+    return evaluate_split(as_model(model), source, split, config)[1]
 
 
 def predict(
@@ -314,11 +309,10 @@ def _load_weights(model: AnyModel, weights: str | Path) -> TransferReport:
     if not path.is_file() and not is_source:
         expected = "a .safetensors or .pth file, a run folder, or a source such as timm/NAME"
         raise WeightsError("there is no such file", where=str(path), expected=expected)
-    report = load_weights(model, str(weights) if is_source else path)
     if not is_source and read_description(path):
         # A file of ours carries a digest, which the reader of files from anywhere does not look at.
         read_header(path)
-    return report
+    return load_weights(model, str(weights) if is_source else path)
 
 
 @contextmanager

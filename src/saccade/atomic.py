@@ -56,6 +56,23 @@ def write_json(path: str | Path, content: Any) -> Path:
     return write_bytes(path, (json.dumps(content, indent=2) + "\n").encode("utf-8"))
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to: long work should not end at a place that takes no results.
+
+    Nothing is made yet, because work that fails should leave nothing behind.
+
+    Raises:
+        RunError: naming what is in the way.
+    """
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    remedy = "choose another --out"
+    if not place.is_dir():
+        what = "this is a file" if place == folder else f"cannot be made, because {place} is a file"
+        raise RunError(what, where=str(folder), expected="a folder", remedy=remedy)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise RunError(f"cannot be written, because you may not write to {place}", where=str(folder), remedy=remedy)
+
+
 def unwritable(path: Path, error: OSError) -> RunError:
     """The sentence for a place that cannot be written to."""
     reason = error.strerror or str(error)

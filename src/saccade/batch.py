@@ -11,7 +11,7 @@ from typing import Any
 
 from saccade import render
 from saccade.api import AnyModel
-from saccade.atomic import write_json
+from saccade.atomic import check_folder, write_json
 from saccade.data.decode import SUFFIXES, read_image
 from saccade.engine.predict import PredictConfig, Predictor
 from saccade.errors import ConfigError, DataError, UnknownNameError
@@ -19,7 +19,7 @@ from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
 from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import method, suited
 from saccade.explanation.routing import has_experts, routing_maps
-from saccade.report import check_folder, panel
+from saccade.report import panel
 
 
 def picture_paths(paths: Iterable[Path]) -> list[Path]:

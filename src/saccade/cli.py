@@ -259,9 +259,8 @@ def predict(
 ) -> None:
     """What the model sees in pictures."""
     from saccade.api import load
-    from saccade.atomic import write_json
+    from saccade.atomic import check_folder, write_json
     from saccade.batch import predict_files
-    from saccade.report import check_folder
 
     if out is not None:
         check_folder(out)

@@ -9,12 +9,13 @@ from pathlib import Path
 from rich.console import Console
 
 from saccade.api import finished, predict, start
+from saccade.atomic import check_folder
 from saccade.config import to_dict
 from saccade.console import clock, percent, print_evaluation, show_training
 from saccade.data.source import open_data
 from saccade.engine.recipes import DEMO
 from saccade.errors import RunError
-from saccade.report import ReportConfig, check_folder, evaluate_and_report
+from saccade.report import ReportConfig, evaluate_and_report
 
 DATA = "fashion_mnist"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -22,14 +21,14 @@ from torch import Tensor
 
 import saccade
 from saccade import render
-from saccade.atomic import write_bytes
+from saccade.atomic import check_folder, write_bytes
 from saccade.config import Config
 from saccade.data.dataset import Dataset
 from saccade.data.source import DataSource, open_data
 from saccade.engine.checkpoint import load_model
-from saccade.engine.evaluate import EvaluateConfig, Evaluation, Mistake, evaluate
+from saccade.engine.evaluate import EvaluateConfig, Evaluation, Mistake, evaluate_split
 from saccade.engine.run import RunFolder
-from saccade.errors import DataError, RunError
+from saccade.errors import RunError
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
 from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import suited
@@ -39,23 +38,6 @@ from saccade.models.base import VisionModel
 AnyModel = VisionModel[Any, Any, Any]
 MARKS = {"supported": "●", "weak": "◐", "failed": "○"}
 """A shape beside the word, so that a verdict is never told by colour alone."""
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to: long work should not end at a place that takes no results.
-
-    Nothing is made yet, because work that fails should leave nothing behind.
-
-    Raises:
-        RunError: naming what is in the way.
-    """
-    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    remedy = "choose another --out"
-    if not place.is_dir():
-        what = "this is a file" if place == folder else f"cannot be made, because {place} is a file"
-        raise RunError(what, where=str(folder), expected="a folder", remedy=remedy)
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise RunError(f"cannot be written, because you may not write to {place}", where=str(folder), remedy=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +100,7 @@ def evaluate_and_report(
     """
     config = config or ReportConfig()
     check_folder(folder)
-    dataset = source.split(config.split or source.held_out)
-    try:
-        evaluation = evaluate(model, dataset, config.evaluate)
-    except DataError as error:
-        error.where = error.where or source.name
-        raise
+    dataset, evaluation = evaluate_split(model, source, config.split, config.evaluate)
     write_report(folder, model, dataset, evaluation, config)
     return evaluation
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from saccade.config import Config, to_dict
 from saccade.data.dataset import Dataset
 from saccade.data.loader import Batch, Loader, LoaderConfig
+from saccade.data.source import DataSource
 from saccade.engine.modes import evaluating
 from saccade.errors import ConfigError, DataError, nearest
 from saccade.metrics.classification import (
@@ -210,6 +211,28 @@ def evaluate(model: VisionModel[Any, Any, Any], dataset: Dataset, config: Evalua
         seconds=seconds,
         images_per_second=len(sources) / seconds,
     )
+
+
+def evaluate_split(
+    model: VisionModel[Any, Any, Any], source: DataSource, split: str | None, config: EvaluateConfig
+) -> tuple[Dataset, Evaluation]:
+    """Score a model on one split of a source; returns that split with the result.
+
+    Args:
+        model: as for ``evaluate``.
+        source: the data.
+        split: its name; the one that is held out where it is None.
+        config: as for ``evaluate``.
+
+    Raises:
+        DataError: as ``evaluate``, naming the source.
+    """
+    dataset = source.split(split or source.held_out)
+    try:
+        return dataset, evaluate(model, dataset, config)
+    except DataError as error:
+        error.where = error.where or source.name
+        raise
 
 
 def join_classes(model_classes: Classes, data_classes: Classes, *, where: str | None = None) -> Tensor:

@@ -50,7 +50,7 @@ class VerdictConfig(Config):
     copies: int = 4
     """Copies with shuffled weights; an even number, or 0 to leave that question out."""
     rerun: int = 2
-    """Copies on which the explainer itself runs again; costly methods (RISE, occlusion) never do."""
+    """Copies on which the explainer itself runs again; costly methods (RISE, occlusion, Score-CAM) never do."""
     baseline: Baseline = "mean"
     """What hidden pixels become."""
     batch: int = 64

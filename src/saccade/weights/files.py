@@ -105,11 +105,17 @@ def _reason(error: Exception) -> str:
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
-    """What a file of ours says of its model (``config``, ``classes``); empty for files from elsewhere."""
+    """What a file of ours says of its model (``config``, ``classes``); empty for files from elsewhere.
+
+    A file that cannot be read says nothing either; whoever reads its tensors is told why.
+    """
     if Path(path).suffix != ".safetensors":
         return {}
-    with safetensors.safe_open(path, framework="pt") as file:
-        text = (file.metadata() or {}).get("saccade", "{}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("saccade", "{}")
+    except safetensors.SafetensorError:
+        return {}
     try:
         described = json.loads(text)
     except json.JSONDecodeError as error:
