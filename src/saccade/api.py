@@ -16,10 +16,11 @@ from saccade.models.base import VisionModel
 
 if TYPE_CHECKING:
     from saccade.data.decode import ImageSource
-    from saccade.engine.evaluate import Evaluation
     from saccade.engine.train import StepRecord
     from saccade.explanation.heatmap import Heatmap
-    from saccade.types import Classification
+    from saccade.explanation.questions import Question
+    from saccade.tasks import Evaluation
+    from saccade.types import Prediction, TaskName
     from saccade.weights.transfer import TransferReport
 
 AnyModel = VisionModel[Any, Any, Any]
@@ -163,8 +164,8 @@ def start(
     from saccade.engine.plan import TrainConfig
     from saccade.engine.train import train as run
 
-    source = open_data(data, strict=strict)
     parts = _sorted_by_part(assignments)
+    source = open_data(data, task=task_of(model), strict=strict)
     config = from_dict(TrainConfig, {"strict": strict, **(settings or {})})
     with _placed_in("train"):
         config = override(config, parts["train"])
@@ -217,13 +218,14 @@ def evaluate(
         settings: fields of ``EvaluateConfig``: batch_size, workers, ...
 
     Returns:
-        Accuracy with its 95 % interval, per-class figures, confusion, calibration, the worst mistakes.
+        The figures of the model's task, the headline with its 95 % interval, figures per class, and what went worst.
     """
     from saccade.engine.evaluate import EvaluateConfig, evaluate_split
 
-    source = open_data(data, strict=strict)
+    ready = as_model(model)
+    source = open_data(data, task=ready.task, strict=strict)
     config = from_dict(EvaluateConfig, {"strict": strict, **settings})
-    return evaluate_split(as_model(model), source, split, config)[1]
+    return evaluate_split(ready, source, split, config)[1]
 
 
 def predict(
@@ -232,8 +234,8 @@ def predict(
     *,
     batch_size: int = 32,
     speed: Literal["auto", "exact"] = "auto",
-) -> list[Classification]:
-    """What the model sees in pictures, one prediction per picture.
+) -> list[Prediction]:
+    """What the model sees in pictures, one prediction per picture: a ``Classification`` or a ``Segmentation``.
 
     Args:
         model: a model, file, run folder or published source.
@@ -257,22 +259,24 @@ def explain(
     model: Any,
     image: ImageSource,
     *,
-    of: str | int | Classification | None = None,
+    of: Question = None,
     against: str | int | None = None,
     method: Any = "auto",
-    layer: str = "final",
+    layer: str = "auto",
     verdict: bool = True,
 ) -> Heatmap:
-    """Which pixels decided about one class, and how far the answer can be trusted.
+    """Which pixels decided about a class or about the class of a region, and how far the answer can be trusted.
 
     Args:
         model: a model, file, run folder or published source; or any ``torch.nn.Module`` classifier.
         image: path, bytes, PIL picture, uint8 array or tensor.
-        of: class name, label, or a prediction (its likeliest class); default the predicted class.
+        of: what to explain. Of a classifier: class name, label, or a prediction (its likeliest class); default the
+            predicted class. Of a segmenter: a class name (all its pixels), a pixel ``(left, top)``, a connected part
+            ``"component:3"`` (1 is the largest), or a mask ``[h, w]`` bool; default the class that covers most.
         against: a second class: why the first one and not this one.
         method: name of a method (``saccade explain --method``), or an explainer object; ``auto`` chooses by the
             architecture.
-        layer: declared layer for methods that read one.
+        layer: declared layer for methods that read one; ``auto`` is the one that the model names as usual.
         verdict: measure how far the map can be trusted: some 54 pictures go through a model, and the method runs again
             on two shuffled copies of it.
 
@@ -285,6 +289,13 @@ def explain(
 
     ready = as_model(model) if isinstance(model, str | Path) else model
     return run(ready, image, of=of, against=against, method=method, layer=layer, verdict=verdict)
+
+
+def task_of(model: str | AnyModel) -> TaskName:
+    """What a model, or the model of a registry name, is for."""
+    from saccade.models.build import find_config
+
+    return find_config(model).task if isinstance(model, str) else model.task
 
 
 def as_model(model: str | Path | AnyModel) -> AnyModel:

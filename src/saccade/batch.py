@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from saccade import render
 from saccade.api import AnyModel
-from saccade.atomic import check_folder, write_json
+from saccade.atomic import check_folder, whole_file, write_json
 from saccade.data.decode import SUFFIXES, read_image
 from saccade.engine.predict import PredictConfig, Predictor
 from saccade.errors import ConfigError, DataError, UnknownNameError
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
 from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import method, suited
+from saccade.explanation.questions import backgrounds, check_question
 from saccade.explanation.routing import has_experts, routing_maps
+from saccade.ops.masks import connected_components
 from saccade.report import panel
+from saccade.tasks import TASKS
+from saccade.types import Segmentation
+
+MOST_PARTS = 200
+"""Connected parts of a label map that are listed."""
 
 
 def picture_paths(paths: Iterable[Path]) -> list[Path]:
@@ -44,8 +53,18 @@ def picture_paths(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def predict_files(model: AnyModel, paths: Iterable[Path], *, top: int, exact: bool) -> Iterator[dict[str, Any]]:
-    """One plain record per picture: its path and its likeliest classes, likeliest first.
+def predict_files(
+    model: AnyModel, paths: Iterable[Path], *, top: int, exact: bool, out: Path | None = None
+) -> Iterator[dict[str, Any]]:
+    """One plain record per picture: its path and its classes, likeliest or largest first.
+
+    Args:
+        model: of any task.
+        paths: pictures, and folders of them.
+        top: how many classes to tell.
+        exact: the float32 model as written, no faster copy.
+        out: folder for the label maps of a segmenter: ``NAME-labels.png``, whose values are the labels, and
+            ``NAME-overlay.png``.
 
     Raises:
         ConfigError: where ``top`` leaves nothing to tell.
@@ -55,9 +74,40 @@ def predict_files(model: AnyModel, paths: Iterable[Path], *, top: int, exact: bo
         raise ConfigError(f"{top} classes per picture leave nothing to tell", where="--top", expected="at least 1")
     files = picture_paths(paths)
     predictor = Predictor(model, PredictConfig(speed="exact" if exact else "auto"))
-    for path, prediction in zip(files, predictor.stream(files), strict=True):
-        scores = [{"class": name, "score": score} for name, score in prediction.top(top)]
-        yield {"image": str(path), "top": scores}
+    stems = _stems(files)
+    for path, stem, prediction in zip(files, stems, predictor.stream(files), strict=True):
+        record = {"image": str(path), **TASKS[model.task].record(prediction, top)}
+        if out is not None and isinstance(prediction, Segmentation):
+            record |= _write_maps(prediction, path, out, stem)
+        yield record
+
+
+def told(record: Mapping[str, Any]) -> str:
+    """A record of ``predict_files`` in one line."""
+    if "top" in record:
+        words = "   ".join(f"{entry['class']} {entry['score']:.1%}" for entry in record["top"])
+    else:
+        words = "   ".join(f"{entry['class']} {entry['share']:.1%} of the pixels" for entry in record["classes"])
+    return f"{record['image']}: {words}"
+
+
+def _write_maps(prediction: Segmentation, path: Path, out: Path, stem: str) -> dict[str, Any]:
+    """Write the label map and its overlay; returns their names, and the connected parts that can be explained."""
+    hidden = backgrounds(prediction.classes)
+    colours = render.class_colours(len(prediction.classes))
+    labels, overlay = out / f"{stem}-labels.png", out / f"{stem}-overlay.png"
+    indexed = Image.fromarray(prediction.labels.numpy(), "P")
+    indexed.putpalette(colours.flatten().tolist())
+    drawn = render.label_overlay(read_image(path), prediction.labels, len(prediction.classes), hidden)
+    for picture, place in ((indexed, labels), (Image.fromarray(drawn.permute(1, 2, 0).numpy()), overlay)):
+        with whole_file(place) as temporary:
+            picture.save(temporary, format="PNG")
+    parts = connected_components(prediction.labels, hidden, most=MOST_PARTS)
+    listed = [
+        {"component": number, "class": prediction.classes[part.label], "pixels": part.area, "box": list(part.box)}
+        for number, part in enumerate(parts, 1)
+    ]
+    return {"labels": labels.name, "overlay": overlay.name, "components": listed}
 
 
 def explain_files(
@@ -127,13 +177,13 @@ def _check_questions(subject: Subject, of: Sequence[str], options: ExplainOption
     for name in names:
         if name != "auto":
             method(name)
-    if options.layer not in subject.spec.layers:
-        raise UnknownNameError("layer", options.layer, subject.spec.layers, where="--layer")
+    if options.layer != "auto" and options.layer not in subject.spec.layers:
+        raise UnknownNameError("layer", options.layer, ("auto", *subject.spec.layers), where="--layer")
     against = [options.against] if isinstance(options.against, str) else []
-    for option, asked in (("--of", of), ("--against", against)):
+    for option, asked, has_regions in (("--of", of, subject.has_regions), ("--against", against, False)):
         for name in asked:
             try:
-                subject.classes.id(name)
+                check_question(name, subject.classes, has_regions=has_regions)
             except UnknownNameError as error:
                 error.where = option
                 raise

@@ -227,7 +227,7 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option(help="Pictures per forward pass.")] = None,
     strict: Strict = False,
 ) -> None:
-    """Score a model: accuracy with its interval, calibration, per class; the worst mistakes, explained."""
+    """Score a model: the headline with its interval, figures per class; the worst mistakes, explained."""
     from saccade.api import load
     from saccade.config import from_dict
     from saccade.console import new_console, print_evaluation
@@ -237,10 +237,10 @@ def evaluate(
 
     folder = out or _evaluation_folder(model)
     loaded = load(model)
-    source = open_data(data, strict=strict)
+    source = open_data(data, task=loaded.task, strict=strict)
     settings = {"strict": strict} | ({"batch_size": batch_size} if batch_size is not None else {})
     config = ReportConfig(title=f"{model} on {data}", split=split, evaluate=from_dict(EvaluateConfig, settings))
-    evaluation = evaluate_and_report(loaded, source, folder, config)
+    evaluation, _ = evaluate_and_report(loaded, source, folder, config)
     console = new_console()
     for note in source.notes:
         console.print(f"note: {note}")
@@ -252,7 +252,7 @@ def evaluate(
 def predict(
     model: Model,
     images: Images,
-    out: Annotated[Path | None, typer.Option(help="Folder for predictions.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for predictions.json and label maps.")] = None,
     top: Annotated[int, typer.Option(help="Classes to tell per picture.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on the screen.")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="The float32 model as written, no faster copy.")] = False,
@@ -260,18 +260,14 @@ def predict(
     """What the model sees in pictures."""
     from saccade.api import load
     from saccade.atomic import check_folder, write_json
-    from saccade.batch import predict_files
+    from saccade.batch import predict_files, told
 
     if out is not None:
         check_folder(out)
     records = []
-    for record in predict_files(load(model), images, top=top, exact=exact):
+    for record in predict_files(load(model), images, top=top, exact=exact, out=out):
         records.append(record)
-        if as_json:
-            typer.echo(json.dumps(record))
-        else:
-            shown = "   ".join(f"{entry['class']} {entry['score']:.1%}" for entry in record["top"])
-            typer.echo(f"{record['image']}: {shown}")
+        typer.echo(json.dumps(record) if as_json else told(record))
     if out is not None:
         write_json(out / "predictions.json", records)
         typer.echo(f"written: {out / 'predictions.json'}", err=as_json)
@@ -281,10 +277,12 @@ def predict(
 def explain(
     model: Model,
     images: Images,
-    of: Annotated[list[str] | None, typer.Option(help="Class to explain; default the predicted one.")] = None,
+    of: Annotated[
+        list[str] | None, typer.Option(help="Class, pixel x,y or component:N; default the predicted class.")
+    ] = None,
     against: Annotated[str | None, typer.Option(help="Contrast: why the class and not this one.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Method, several, or `all`; default chosen.")] = None,
-    layer: Annotated[str, typer.Option(help="Declared layer to look at.")] = "final",
+    layer: Annotated[str, typer.Option(help="Declared layer to look at; default the model's own.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for pictures, arrays and manifests.")] = Path("explanations"),
     verdict: Annotated[bool, typer.Option(help="Measure how far each map can be trusted.")] = True,
 ) -> None:

@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from saccade.tasks.base import percent
+
 if TYPE_CHECKING:
     from saccade.data.inspect import Inspection
-    from saccade.engine.evaluate import Evaluation
     from saccade.engine.train import StepRecord
+    from saccade.tasks import Evaluation
 
 
 def new_console() -> Console:
@@ -30,11 +32,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     return result
 
 
-def percent(value: float | None) -> str:
-    """A share as a percentage; a dash where it is undefined."""
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
 def clock(seconds: float | None) -> str:
     """Seconds as minutes:seconds."""
     if seconds is None:
@@ -48,21 +45,21 @@ def clock(seconds: float | None) -> str:
 
 
 def print_evaluation(evaluation: Evaluation, console: Console, *, worst: int = 5) -> None:
-    """Headline with interval, the other figures, the classes, the worst mistakes."""
+    """Headline with interval, the other figures, the classes, what went worst."""
     low, high = evaluation.interval
     headline = evaluation.metrics[evaluation.headline]
     console.print(
         f"[bold]{evaluation.headline} {percent(headline)}[/bold]  (95 % interval {percent(low)} to {percent(high)}) "
         f"on {evaluation.num_images} images, {evaluation.images_per_second:.0f} images/s"
     )
-    others = [f"{name} {value:.3f}" for name, value in evaluation.metrics.items() if value is not None]
-    console.print("  ".join(others))
-    rows = [
-        (figures.name, percent(figures.precision), percent(figures.recall), percent(figures.f1), figures.support)
-        for figures in evaluation.per_class
+    others = [
+        f"{name} {value:.3f}"
+        for name, value in evaluation.metrics.items()
+        if value is not None and name != evaluation.headline
     ]
+    console.print("  ".join(others))
     console.print()
-    console.print(table(["class", "precision", "recall", "F1", "images"], rows))
+    console.print(table(*evaluation.table()))
     if evaluation.missing_classes:
         console.print(f"\nno image of: {', '.join(evaluation.missing_classes)}")
     if evaluation.skipped:
@@ -71,10 +68,10 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, worst: int = 5
         console.print(f"  {line}")
     if len(evaluation.skipped) > worst:
         console.print(f"  ... and {len(evaluation.skipped) - worst} more")
-    if evaluation.mistakes:
-        console.print("\nworst mistakes")
-    for mistake in evaluation.mistakes[:worst]:
-        console.print(f"  {mistake.source}: {mistake.predicted} {percent(mistake.score)}, is {mistake.true}")
+    if remarks := evaluation.remarks():
+        console.print("\nworst")
+    for line in remarks[:worst]:
+        console.print(f"  {line}")
 
 
 def print_inspection(inspection: Inspection, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""The demo: the main job on the embedded data, end to end - train, evaluate, predict, explain, report."""
+"""The demo: the main jobs on embedded data, end to end - train, evaluate, predict, explain, report."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from saccade.api import finished, predict, start
+from saccade.api import explain, finished, predict, start
 from saccade.atomic import check_folder
 from saccade.config import to_dict
-from saccade.console import clock, percent, print_evaluation, show_training
+from saccade.console import clock, print_evaluation, show_training
 from saccade.data.source import open_data
-from saccade.engine.recipes import DEMO
+from saccade.engine.recipes import CLOTHES, NUCLEI, Recipe
 from saccade.errors import RunError
-from saccade.report import ReportConfig, evaluate_and_report
+from saccade.report import Part, ReportConfig, evaluate_and_report, write_page
+from saccade.tasks.base import percent
+from saccade.types import Classification, Segmentation
 
-DATA = "fashion_mnist"
+TASKS = (("classification", CLOTHES), ("segmentation", NUCLEI))
+"""Folder and recipe of each job."""
 
 
 def run(out: Path, *, overwrite: bool, console: Console) -> Path:
@@ -29,37 +32,48 @@ def run(out: Path, *, overwrite: bool, console: Console) -> Path:
     began = time.monotonic()
     check_folder(out)
     _make_room(out, overwrite=overwrite)
-    source = open_data(DATA)
+    parts = [_one(out / name, recipe, console) for name, recipe in TASKS]
+    lead = "What `saccade demo` made of the embedded data: each part is a run of its own, in a folder beside this page."
+    page = write_page(out / "report.html", "Saccade demo", lead, parts)
+    console.print(f"\n{clock(time.monotonic() - began)} minutes in all. Open [bold]{page}[/bold]")
+    folder = out / TASKS[-1][0]
+    console.print(f"Next: saccade predict {folder} photo.png --out maps   saccade explain {folder} photo.png")
+    return page
+
+
+def _one(folder: Path, recipe: Recipe, console: Console) -> Part:
+    """Train, evaluate, predict and explain one recipe; returns its part of the page."""
+    source = open_data(recipe.data)
     counts = ", ".join(f"{len(dataset)} {name}" for name, dataset in source.splits.items())
-    console.print(f"[bold]1/4 train[/bold]  {DEMO.model} on {DATA} ({source.format}: {counts} images)")
-    folder, records = start(DEMO.model, source, out=out, settings=to_dict(DEMO.train))
+    console.print(f"\n[bold]{folder.name}: train[/bold]  {recipe.model} on {recipe.data} ({counts} images)")
+    _, records = start(recipe.model, source, out=folder, settings=to_dict(recipe.train))
     show_training(records, console)
     trained = finished(folder)
 
-    console.print("\n[bold]2/4 evaluate[/bold]  on images it has never seen")
-    config = ReportConfig(split="test", title=f"{DEMO.model} on {DATA}")
-    evaluation = evaluate_and_report(trained.model, source, folder, config)
+    split = "test" if "test" in source.splits else source.held_out
+    console.print(f"\n[bold]{folder.name}: evaluate[/bold]  on the images of {split}")
+    config = ReportConfig(split=split, title=f"{recipe.model} on {recipe.data}")
+    evaluation, part = evaluate_and_report(trained.model, source, folder, config)
     print_evaluation(evaluation, console)
 
-    console.print("\n[bold]3/4 predict[/bold]  five of them")
-    held_out = source.split("test")
-    samples = [held_out[index] for index in range(5)]
+    console.print(f"\n[bold]{folder.name}: predict[/bold]  three of them")
+    held_out = source.split(split)
+    samples = [held_out[index] for index in range(3)]
     for sample, prediction in zip(samples, predict(trained.model, [s.image for s in samples]), strict=True):
-        true = source.classes[int(sample.target.label)]
-        console.print(f"  {sample.source}: {prediction.name} {percent(prediction.score)} (is {true})")
+        console.print(f"  {sample.source}: {_words(prediction)}")
 
-    console.print("\n[bold]4/4 explain[/bold]  why, and how far to trust the answer")
-    from saccade.api import explain
-
+    console.print(f"\n[bold]{folder.name}: explain[/bold]  why, and how far to trust the answer")
     heat = explain(trained.model, samples[0].image)
     picture = heat.save(folder / "why.png")
     if heat.verdict is not None:
-        console.print(f"  {heat.of}: {heat.verdict.status} - {heat.verdict.reasons[0]}")
-    console.print(
-        f"\n{clock(time.monotonic() - began)} minutes in all. Open [bold]{folder / 'report.html'}[/bold], {picture}"
-    )
-    console.print(f"Next: saccade predict {folder} photo.jpg   saccade explain {folder} photo.jpg")
-    return folder / "report.html"
+        console.print(f"  {heat.of}: {heat.verdict.status} - {heat.verdict.reasons[0]} ({picture})")
+    return part
+
+
+def _words(prediction: Classification | Segmentation) -> str:
+    if isinstance(prediction, Classification):
+        return f"{prediction.name} {percent(prediction.score)}"
+    return ", ".join(f"{name} {percent(share)} of the pixels" for name, share in prediction.areas().items())
 
 
 def _make_room(out: Path, *, overwrite: bool) -> None:
@@ -67,6 +81,6 @@ def _make_room(out: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise RunError("the folder exists already", where=str(out), remedy="choose another --out, or add --overwrite")
-    if not (out / "config.json").is_file():
-        raise RunError("the folder holds something that is no run, so it is not replaced", where=str(out))
+    if not any((out / name / "config.json").is_file() for name, _ in TASKS):
+        raise RunError("the folder holds something that is no demo, so it is not replaced", where=str(out))
     shutil.rmtree(out)

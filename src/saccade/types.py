@@ -190,10 +190,63 @@ class Classification:
         return [(self.classes[int(label)], float(score)) for score, label in zip(scores, labels, strict=True)]
 
 
-Target = ClassTarget
+IGNORE = 255
+"""Label of pixels that nobody labelled: they take part in no loss and no figure. So there are at most 255 classes."""
+
+
+@dataclass(frozen=True, eq=False)
+class MapTarget:
+    """The class of every pixel of one picture.
+
+    Attributes:
+        labels: ``[h, w]`` uint8, ``IGNORE`` where nobody said; in the pixels of the original picture, or, in a training
+            batch, on the canvas ``[H, W]``.
+    """
+
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.labels.ndim != 2 or self.labels.dtype != torch.uint8:
+            got = f"{tuple(self.labels.shape)} {self.labels.dtype}"
+            raise InputError(f"the label map is {got}", expected="[h, w] uint8")
+
+    def to(self, device: torch.device | str) -> MapTarget:
+        """The same target on another device."""
+        return MapTarget(self.labels.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What a segmenter says of every pixel of one picture.
+
+    The scores of all classes are not kept: a picture of 8000x8000 pixels and 21 classes would take 5 GB.
+
+    Attributes:
+        labels: ``[h, w]`` uint8, the likeliest class of each pixel, in the pixels of the original picture.
+        confidence: ``[h, w]`` float16, the softmax probability of that class.
+        classes: names of the K classes.
+    """
+
+    labels: Tensor
+    confidence: Tensor
+    classes: Classes
+
+    def __post_init__(self) -> None:
+        if self.labels.ndim != 2 or self.labels.shape != self.confidence.shape or self.labels.dtype != torch.uint8:
+            got = f"{tuple(self.labels.shape)} {self.labels.dtype} and {tuple(self.confidence.shape)}"
+            raise InputError(f"labels and confidence are {got}", expected="both [h, w], labels uint8")
+
+    def areas(self) -> dict[str, float]:
+        """Share of the pixels that each class covers, the classes that are there, largest first."""
+        counts = torch.bincount(self.labels.flatten(), minlength=len(self.classes))[: len(self.classes)]
+        shares = (counts.double() / max(self.labels.numel(), 1)).tolist()
+        return {self.classes[k]: shares[k] for k in counts.argsort(descending=True, stable=True).tolist() if shares[k]}
+
+
+Target = ClassTarget | MapTarget
 """Ground truth of one picture; grows with the tasks."""
 
-Prediction = Classification
+Prediction = Classification | Segmentation
 """Post-processed result for one picture; grows with the tasks."""
 
 
@@ -280,6 +333,8 @@ class ExplainSpec:
     Attributes:
         layers: grid layers by name, in the order of the forward pass; ``"final"`` is required and is the last one that
             a gradient of the score reaches.
+        usual_layer: the layer that explains best where nobody chose one. The last layer of a segmenter can only point
+            at the very pixels it was asked about; why they got their class is seen further in.
         attention: observable softmaxes, in the order of the forward pass; empty for convolutional models.
         has_class_token: whether the class is read from token 0 (else from the mean of the patches).
         linear_head: returns the linear layer where plain CAM applies; None where it does not.
@@ -289,10 +344,13 @@ class ExplainSpec:
     attention: Sequence[AttentionSite] = ()
     has_class_token: bool = False
     linear_head: Callable[[], LinearHead] | None = None
+    usual_layer: str = "final"
 
     def __post_init__(self) -> None:
         if "final" not in self.layers:
             raise InputError("an ExplainSpec has no layer 'final'", expected="the last layer that a gradient reaches")
+        if self.usual_layer not in self.layers:
+            raise InputError(f"usual_layer {self.usual_layer!r} is no layer", expected=", ".join(self.layers))
 
     def under(self, prefix: str) -> ExplainSpec:
         """The same spec for a model that holds this one as its submodule ``prefix``."""

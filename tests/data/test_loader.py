@@ -33,6 +33,7 @@ def array_data(count: int = 23, size: int = 12) -> ArrayDataset:
 class Numbered:
     """Samples that are known by their label; those in ``bad`` cannot be decoded."""
 
+    task = "classification"
     licence: str | None = None
 
     def __init__(self, count: int, bad: Sequence[int] = (), error: SaccadeError | None = None) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,8 @@ def test_validation_alone_names_the_classes(make_folders: Any) -> None:
         ({"cat": 3}, "only one class, 'cat'"),
         ({"train/cat": 3, "val/cat": 1}, "only one class, 'cat'"),
         ({"train/cat": 0, "val/cat": 0}, "holds no pictures"),
-        ({"images": 2, "masks": 2}, "boxes, masks or captions"),
+        ({"images": 2, "masks": 2}, "looks like a photograph"),
+        ({"images": 2, "annotations": 0}, "boxes, masks or captions"),
         ({"": 3}, "3 pictures but no class folders"),
     ],
 )
@@ -525,3 +527,69 @@ def test_our_own_data_sets_pass_through() -> None:
     scenes = SyntheticClassification(6)
     assert open_data(scenes).splits["train"] is scenes
     assert open_data(open_data(scenes)).classes is scenes.classes
+
+
+# --- pixels and tasks
+
+
+def test_the_embedded_nuclei() -> None:
+    source = open_data("nuclei")
+    assert source.task == "semantic"
+    assert source.classes.names == ("background", "nucleus")
+    assert {split: len(data) for split, data in source.splits.items()} == {"train": 72, "val": 24}
+    assert source.notes == []
+    for split, data in source.splits.items():
+        assert data.licence == "CC0 1.0"
+        for sample in data:
+            assert sample.image.shape == (3, 128, 128)
+            assert sample.target.labels.unique().tolist() == [0, 1]  # no crop without a nucleus
+            assert sample.source.startswith(f"nuclei/{split}/")
+    names = {
+        split: {data[i].source.rpartition("/")[2] for i in range(len(data))} for split, data in source.splits.items()
+    }
+    assert not names["train"] & names["val"]
+
+
+def test_the_fingerprint_of_the_nuclei_does_not_tell_where_they_are(tmp_path: Path) -> None:
+    source = open_data("nuclei")
+    root = source.splits["train"].root
+    shutil.copytree(root, tmp_path / "elsewhere")
+    assert open_data(tmp_path / "elsewhere").fingerprint() == source.fingerprint()
+
+
+def test_data_of_another_task_than_the_one_wanted(make_folders: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match="nuclei: this is embedded data set nuclei: data for the task semantic; expected one"
+    ):
+        open_data("nuclei", task="classification")
+    with pytest.raises(DataError, match="data for the task classification; expected a class for every pixel"):
+        open_data("fashion_mnist", task="semantic")
+    with pytest.raises(DataError, match="data for the task classification"):
+        open_data(open_data("fashion_mnist"), task="semantic")
+    folders = make_folders({"train/cat": 2, "train/dog": 2})
+    assert open_data(folders).task == open_data(folders, task="classification").task == "classification"
+    with pytest.raises(
+        DataError, match=r"the folder holds 4 pictures but no masks; .* choose a model for classification"
+    ):
+        open_data(folders, task="semantic")
+    masks = make_folders({"images": 1, "masks": 1})
+    with pytest.raises(DataError, match="this is pictures with masks: data for the task semantic"):
+        open_data(masks, task="classification")
+
+
+def test_a_folder_that_can_be_read_in_two_ways(make_folders: Any) -> None:
+    root = make_folders({"images": 2})
+    (root / "masks").mkdir()
+    for name in ("000", "001"):
+        Image.fromarray(np.array([[0] * 24] * 10 + [[1] * 24] * 10, dtype=np.uint8)).save(root / f"masks/{name}.png")
+    (root / "table.csv").write_text("path,label\nimages/000.png,cat\nimages/001.png,dog\n")
+    assert open_data(root).task == open_data(root, task="semantic").task == "semantic"
+    assert open_data(root, task="classification").classes.names == ("cat", "dog")
+    assert "the folder can be read as a table too, for classification" in open_data(root).notes
+
+
+def test_splits_of_label_maps_given_as_objects() -> None:
+    parts = open_data("nuclei").splits
+    source = open_data({"train": parts["train"], "validation": parts["val"]}, task="semantic")
+    assert list(source.splits) == ["train", "val"]
+    assert source.fingerprint() == open_data("nuclei").fingerprint()

@@ -15,7 +15,6 @@ from saccade.engine.fast import (
     candidates,
     fuse_batch_norms,
     has_eight_bit_kernel,
-    largest_difference,
     quantize_linears,
 )
 from saccade.engine.predict import NUM_CHECKED, PredictConfig, Predictor
@@ -142,10 +141,3 @@ def test_the_model_is_left_as_it_was(pictures: list[torch.Tensor]) -> None:
 def test_candidates_of_a_transformer_on_a_processor() -> None:
     names = [candidate.name for candidate in candidates(vit(), torch.device("cpu"))]
     assert "batch norms" not in " ".join(names)
-
-
-def test_largest_difference() -> None:
-    scores, reference = torch.tensor([[0.6, 0.4], [0.2, 0.8]]), torch.tensor([[0.4, 0.6], [0.2, 0.8]])
-    agreement, difference = largest_difference(scores, reference)
-    assert agreement == 0.5
-    assert difference == pytest.approx(0.2)

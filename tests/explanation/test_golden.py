@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.explanation import attention, cam, gradients
-from saccade.explanation.heatmap import to_original
+from saccade.ops.image import to_original
 from saccade.explanation.record import recording
 from saccade.explanation.scores import class_score, contrast_score
 from saccade.types import ExplainSpec, Geometry, GridLayer, ImageBatch, LinearHead

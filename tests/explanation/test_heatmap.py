@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from saccade.errors import InputError, RunError
-from saccade.explanation.heatmap import Heatmap, to_original
+from saccade.explanation.heatmap import Heatmap
+from saccade.ops.image import to_original
 from saccade.ops.image import Preprocess
 from saccade.types import Geometry
 

@@ -7,7 +7,8 @@ import torch
 from torchvision.transforms import v2
 
 from saccade.errors import ConfigError, InputError
-from saccade.ops.image import Preprocess
+from saccade.ops.image import Preprocess, to_original
+from saccade.types import Geometry
 
 POLICIES = [
     {"policy": "stretch"},
@@ -141,3 +142,85 @@ def test_wrong_pictures_are_named_by_place(image: torch.Tensor) -> None:
 def test_wrong_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Preprocess(**wrong)
+
+
+# --- every pixel as it is, and the way back of what covers the canvas
+
+
+def test_native_puts_pictures_of_all_sizes_on_the_largest_canvas_untouched() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=generator) for h, w in SIZES]
+    batch = on_black(policy="native")(images)
+    assert batch.pixels.shape == (5, 3, 60, 90), "the highest is 60, the widest 90, whatever `size` says"
+    assert batch.sizes == tuple(SIZES)
+    for image, pixels, geometry, (height, width) in zip(images, batch.pixels, batch.geometries, SIZES, strict=True):
+        assert geometry == Geometry((height, width))
+        assert torch.allclose(pixels[:, :height, :width] * 255, image.float(), atol=1e-4)
+        assert float(pixels.sum()) == pytest.approx(float(pixels[:, :height, :width].sum())), "the rest is black"
+
+
+def test_native_pictures_of_one_size_get_no_padding() -> None:
+    image = torch.zeros(3, 7, 9, dtype=torch.uint8)
+    assert on_black(policy="native")([image, image]).pixels.shape == (2, 3, 7, 9)
+
+
+@pytest.mark.parametrize("canvas", [(20, 30), (25, 31)])
+def test_a_canvas_in_the_pictures_pixels_is_cut_as_the_general_way_has_it(canvas: tuple[int, int]) -> None:
+    values = torch.randn(4, *canvas, generator=torch.Generator().manual_seed(0))
+    geometry = Geometry((20, 30))
+    found, is_seen = to_original(values, canvas, geometry)
+    # So small a scale changes nothing, but is not the identity.
+    general, is_seen_too = to_original(values, canvas, Geometry((20, 30), (1 + 1e-12, 1.0)))
+    assert torch.equal(found, values[:, :20, :30])
+    torch.testing.assert_close(found, general)
+    assert is_seen.all()
+    assert torch.equal(is_seen, is_seen_too)
+
+
+def test_a_crop_that_leaves_out_one_row_at_the_end_is_no_whole_picture() -> None:
+    """33 rows on a canvas of 32: no scale and, as half a row is rounded to none, no offset either."""
+    batch = Preprocess(size=(32, 32), policy="crop")([torch.zeros(3, 33, 32, dtype=torch.uint8)])
+    values = torch.ones(1, 32, 32)
+    found, is_seen = to_original(values, (32, 32), batch.geometries[0])
+    assert found.shape == (1, 33, 32)
+    assert is_seen.shape == (33, 32)
+    assert is_seen[:32].all()
+    assert not is_seen[32].any()
+
+
+@pytest.mark.parametrize("policy", ["letterbox", "stretch"])
+@pytest.mark.parametrize("size", SIZES)
+def test_half_planes_come_back_where_they_were(policy: Any, size: tuple[int, int]) -> None:
+    """A step edge through a canvas, led back: the pixel on either side of it is known in closed form."""
+    height, width = size
+    geometry = on_black(policy=policy)([torch.zeros(3, height, width, dtype=torch.uint8)]).geometries[0]
+    for axis in range(2):
+        edge = max(round(0.4 * size[axis] * geometry.scale[axis]), 1)
+        values = torch.zeros(2, 48, 32)
+        halves = values.transpose(1, 2) if axis else values
+        halves[0, :edge], halves[1, edge:] = 1, 1
+        found, is_seen = to_original(values, (48, 32), geometry)
+        labels = found.argmax(0)
+        assert labels.shape == size
+        assert is_seen.all()
+        centres = (torch.arange(size[axis]) + 0.5) * geometry.scale[axis]
+        is_beyond = (centres > edge).long()
+        is_clear = (centres - edge).abs() > 1e-3
+        along = labels if axis == 0 else labels.T
+        expected = is_beyond[:, None].expand_as(along)
+        assert torch.equal(along[is_clear], expected[is_clear])
+
+
+@pytest.mark.parametrize("policy", ["letterbox", "stretch", "native"])
+def test_a_marker_on_the_canvas_comes_back_around_its_place(policy: Any) -> None:
+    preprocess = on_black(policy=policy)
+    batch = preprocess([torch.zeros(3, 60, 40, dtype=torch.uint8)])
+    canvas = (int(batch.pixels.shape[2]), int(batch.pixels.shape[3]))
+    geometry = batch.geometries[0]
+    values = torch.zeros(1, *canvas)
+    values[0, 20, 12] = 1
+    found = to_original(values, canvas, geometry)[0][0].double()
+    rows, columns = torch.arange(60.0).double() + 0.5, torch.arange(40.0).double() + 0.5
+    gravity = torch.stack([(found.sum(1) * rows).sum(), (found.sum(0) * columns).sum()]) / found.sum()
+    expected = geometry.to_original(torch.tensor([20.5, 12.5], dtype=torch.float64))
+    torch.testing.assert_close(gravity, expected, atol=0.1, rtol=0)

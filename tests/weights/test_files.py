@@ -199,7 +199,7 @@ def test_unknown_sources_offer_the_nearest(source: str) -> None:
 
 
 def test_a_torchvision_network_we_do_not_build_is_refused_before_any_download() -> None:
-    with pytest.raises(UnknownNameError, match="torchvision classifier 'squeezenet1_0'"):
+    with pytest.raises(UnknownNameError, match="torchvision model 'squeezenet1_0'"):
         fetch("torchvision/squeezenet1_0")
 
 
@@ -210,7 +210,7 @@ def test_unreachable_weights_give_one_sentence(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("timm.create_model", refuse)
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
-    for source in ("timm/resnet18", "torchvision/resnet18"):
+    for source in ("timm/resnet18", "torchvision/resnet18", "torchvision/fcn_resnet50"):
         with pytest.raises(WeightsError, match=r"cannot be had \(name resolution failed\).*file of weights") as caught:
             from_source(source)
         assert "\n" not in str(caught.value)

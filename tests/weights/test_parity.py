@@ -14,6 +14,7 @@ from torch import nn
 from saccade.errors import WeightsError
 from saccade.models.build import adopt
 from saccade.types import ImageBatch
+from saccade.weights import smp as from_smp
 from saccade.weights import timm as from_timm
 from saccade.weights import torchvision as from_torchvision
 from saccade.weights import transformers as from_transformers
@@ -46,7 +47,8 @@ def randomise(module: nn.Module) -> Any:
 def gap(published: Published) -> float:
     """Largest difference of the logits, which must themselves be far from equal."""
     model = adopt(published).eval()
-    pixels = torch.randn(2, 3, *model.preprocess.size, generator=torch.Generator().manual_seed(1))
+    size = (64, 96) if model.preprocess.policy == "native" else model.preprocess.size
+    pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         ours, theirs = model(ImageBatch.of(pixels)).logits, published.reference(pixels)
     assert float(theirs.std()) > 0.05
@@ -88,6 +90,32 @@ def test_torchvision_vit(width: int, heads: int) -> None:
 def test_torchvision_cnn(name: str) -> None:
     module = randomise(torchvision.models.get_model(name, num_classes=11))
     assert gap(from_torchvision.publish(module, name)) < TOLERANCE
+
+
+def test_torchvision_fcn() -> None:
+    weights = torchvision.models.segmentation.FCN_ResNet50_Weights.DEFAULT
+    module = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True)
+    published = from_torchvision.publish(randomise(module), "fcn_resnet50", weights)
+    assert gap(published) < TOLERANCE
+    model = adopt(published).eval()
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        ours = model.auxiliary(model.backbone(pixels).maps[-2])
+        torch.testing.assert_close(ours, module(pixels)["aux"], rtol=1e-4, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("encoder", ["resnet34", "resnet50"])
+def test_smp_unet(encoder: str) -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    module = randomise(smp.Unet(encoder, encoder_weights=None, classes=21))
+    assert gap(from_smp.publish(module, encoder)) < TOLERANCE
+
+
+def test_an_smp_unet_with_foreign_parts_is_refused() -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    module = smp.Unet("resnet18", encoder_weights=None, decoder_attention_type="scse")
+    with pytest.raises(WeightsError, match=r"attention1.*no place in our U-Net"):
+        from_smp.publish(module, "resnet18")
 
 
 @pytest.mark.parametrize(("width", "heads"), [(192, 3), (384, 6)])

@@ -1,4 +1,4 @@
-"""Any convolutional backbone of timm, with random weights: pixels to its last feature map.
+"""Any convolutional backbone of timm, with random weights: pixels to its last feature map, or to one map per stage.
 
 Wightman, PyTorch Image Models, https://github.com/huggingface/pytorch-image-models. timm is imported when the first
 such backbone is built.
@@ -8,6 +8,7 @@ B batch · C channels · h, w grid
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,32 +31,55 @@ class TimmConfig(BackboneConfig):
     """Arguments of timm's constructor, as JSON has them: ``{"drop_path_rate": 0.1}``."""
 
     def build(self) -> TimmBackbone:
-        """The backbone, with random weights."""
+        """The backbone up to its last map, with random weights."""
         return TimmBackbone(self)
+
+    def build_pyramid(self) -> TimmBackbone:
+        """The backbone with one map per stage, finest first, with random weights.
+
+        It has the names of ``build``'s, so weights of the classifier fit; layers that only a classifier has, behind the
+        last stage, are left out (``TimmBackbone.left_out``).
+
+        Raises:
+            ConfigError: where timm does not tell the stages of this network.
+        """
+        return TimmBackbone(self, has_all_stages=True)
 
 
 class TimmBackbone(Backbone):
     """A timm network without its pooling and head.
 
+    Args:
+        config: which network.
+        has_all_stages: whether to publish the map of every stage instead of the last map.
+
     Attributes:
         body: timm's module, names as in timm's own weight files.
     """
 
-    def __init__(self, config: TimmConfig) -> None:
+    def __init__(self, config: TimmConfig, *, has_all_stages: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.has_all_stages = has_all_stages
         self.body: Any = build_body(config)  # timm's networks share methods, but no type
-        self.maps = nn.Identity()  # the pooled map passes here, for explanation to record
-        width, stride = _measure(self.body, config.name)
-        self.channels, self.strides = (width,), (stride,)
+        self.maps = nn.Identity()  # the last map passes here, for explanation to record
+        if has_all_stages:
+            self.left_out = _prune(self.body, config.name)
+        self.channels, self.strides = _measure(self._compute, self.body, config.name)
 
     def forward(self, pixels: Tensor) -> Features:
-        """Normalised pixels ``[B, 3, H, W]`` to the last map ``[B, C, h, w]``."""
-        maps = self.maps(self.body.forward_features(pixels))
-        return Features((maps,), pixels.new_zeros(pixels.shape[0], 0, self.channels[-1]), Routing.none(pixels))
+        """Normalised pixels ``[B, 3, H, W]`` to maps ``[B, C_i, h_i, w_i]``, finest first."""
+        *finer, last = self._compute(pixels)
+        maps = (*finer, self.maps(last))
+        return Features(maps, pixels.new_zeros(pixels.shape[0], 0, self.channels[-1]), Routing.none(pixels))
+
+    def _compute(self, pixels: Tensor) -> list[Tensor]:
+        if self.has_all_stages:
+            return self.body.forward_intermediates(pixels, intermediates_only=True)  # type: ignore[no-any-return]
+        return [self.body.forward_features(pixels)]
 
     def explain_spec(self, reads_prefix: bool = False) -> ExplainSpec:
-        """The stages as timm names them (``layer1``, ``blocks.2``) and ``final``, the map that is pooled."""
+        """The stages as timm names them (``layer1``, ``blocks.2``) and ``final``, the last map."""
         modules = dict(self.body.named_modules())
         stages = [info["module"] for info in self.body.feature_info]
         layers = {name: GridLayer(f"body.{name}", _as_it_is) for name in stages if name in modules}
@@ -80,21 +104,35 @@ def build_body(config: TimmConfig) -> nn.Module:
     return body
 
 
-def _measure(body: Any, name: str) -> tuple[int, int]:
-    """Channels and stride of the last map, measured on a small black picture rather than looked up."""
+def _prune(body: Any, name: str) -> frozenset[str]:
+    """Drop what no stage's map depends on; returns the names, below the backbone, of what is gone."""
+    before = body.state_dict().keys()
+    if not (hasattr(body, "forward_intermediates") and hasattr(body, "prune_intermediate_layers")):
+        raise ConfigError(
+            f"timm does not tell the stages of {name!r}", where="backbone.name", expected="a ResNet or so"
+        )
+    body.prune_intermediate_layers(len(body.feature_info), prune_norm=True, prune_head=True)
+    return frozenset(f"body.{gone}" for gone in before - body.state_dict().keys())
+
+
+def _measure(
+    compute: Callable[[Tensor], list[Tensor]], body: nn.Module, name: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels and strides of the maps, measured on a small black picture rather than looked up."""
     side = 64
     was_training = body.training
     body.eval()
     try:
         with torch.no_grad():
-            maps = body.forward_features(torch.zeros(1, 3, side, side))
+            maps = compute(torch.zeros(1, 3, side, side))
     except (AssertionError, RuntimeError, AttributeError) as error:
         raise _not_convolutional(name) from error
     body.train(was_training)
     # Token models give three axes, and some attention models put channels last: then the axes are no square map.
-    if maps.ndim != 4 or maps.shape[2] != maps.shape[3] or not hasattr(body, "feature_info"):
+    is_grid = all(level.ndim == 4 and level.shape[2] == level.shape[3] for level in maps)
+    if not is_grid or not hasattr(body, "feature_info"):
         raise _not_convolutional(name)
-    return int(maps.shape[1]), side // int(maps.shape[2])
+    return tuple(int(level.shape[1]) for level in maps), tuple(side // int(level.shape[2]) for level in maps)
 
 
 def _not_convolutional(name: str) -> ConfigError:

@@ -9,19 +9,24 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from saccade.data.decode import read_image
 from saccade.errors import DataError
-from saccade.types import Classes, ClassTarget, Sample
+from saccade.types import Classes, ClassTarget, Sample, TaskName
 
 
 @runtime_checkable
 class Dataset(Protocol):
     """Samples with an order, named classes and a known licence."""
+
+    @property
+    def task(self) -> TaskName:
+        """What the targets are for: ``classification`` for ``ClassTarget``, ``semantic`` for ``MapTarget``."""
+        ...
 
     @property
     def classes(self) -> Classes:
@@ -45,12 +50,17 @@ class Dataset(Protocol):
         """
         ...
 
-    def labels(self) -> Tensor:
-        """The label of every sample ``[N]`` int64, without decoding pictures."""
-        ...
-
     def fingerprint(self) -> str:
         """A SHA-256 that changes when names, sizes or labels change; fast, so file contents are not read."""
+        ...
+
+
+@runtime_checkable
+class Labelled(Dataset, Protocol):
+    """A data set with one class per sample."""
+
+    def labels(self) -> Tensor:
+        """The label of every sample ``[N]`` int64, without decoding pictures."""
         ...
 
 
@@ -96,6 +106,7 @@ class ArrayDataset:
     classes: Classes
     name: str
     licence: str | None = None
+    task: ClassVar[TaskName] = "classification"
 
     def __post_init__(self) -> None:
         is_picture = self.images.ndim == 3 or (self.images.ndim == 4 and self.images.shape[1] == 3)
@@ -176,6 +187,8 @@ class FileDataset:
         licence: what the data may be used for.
     """
 
+    task: TaskName = "classification"
+
     def __init__(self, files: Sequence[LabelledFile], classes: Classes, root: Path, licence: str | None = None) -> None:
         check_labels((file.label for file in files), classes, str(root))
         self.files = tuple(files)
@@ -229,7 +242,7 @@ def subset(dataset: Dataset, indices: Sequence[int]) -> Dataset:
     if isinstance(dataset, FileDataset):
         files = [dataset.files[index] for index in indices]
         return FileDataset(files, dataset.classes, dataset.root, dataset.licence)
-    return Subset(dataset, tuple(indices))
+    return LabelledSubset(dataset, indices) if isinstance(dataset, Labelled) else Subset(dataset, indices)
 
 
 class Subset:
@@ -243,6 +256,7 @@ class Subset:
     def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
         self.dataset = dataset
         self.indices = tuple(range(len(dataset))[index] for index in indices)
+        self.task: TaskName = dataset.task
         self.classes = dataset.classes
         self.licence = dataset.licence
 
@@ -252,10 +266,18 @@ class Subset:
     def __getitem__(self, index: int) -> Sample:
         return self.dataset[self.indices[index]]
 
-    def labels(self) -> Tensor:
-        """The label of every sample ``[N]`` int64."""
-        return self.dataset.labels()[list(self.indices)]
-
     def fingerprint(self) -> str:
         """A SHA-256 over the whole and the choice."""
         return hashlib.sha256(f"{self.dataset.fingerprint()}{self.indices}".encode()).hexdigest()
+
+
+class LabelledSubset(Subset):
+    """Some samples of a data set with one class per sample."""
+
+    def __init__(self, dataset: Labelled, indices: Sequence[int]) -> None:
+        super().__init__(dataset, indices)
+        self._labels = dataset.labels
+
+    def labels(self) -> Tensor:
+        """The label of every sample ``[N]`` int64."""
+        return self._labels()[list(self.indices)]

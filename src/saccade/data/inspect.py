@@ -20,15 +20,20 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from saccade.atomic import whole_file
-from saccade.data.dataset import Dataset, InMemory
+from saccade.data.dataset import Dataset, InMemory, Labelled
+from saccade.data.mapsheet import map_sheet
 from saccade.data.source import DataSource, open_data
-from saccade.errors import ImageError
+from saccade.errors import DataError, ImageError
+from saccade.types import IGNORE, Classes, MapTarget
 
 FEW_IMAGES = 10
 """Training classes with fewer pictures are pointed out."""
 
 IMBALANCE = 10.0
 """Training data whose largest class is more than this many times its smallest is pointed out."""
+
+PIXEL_IMBALANCE = 100.0
+"""The same for the pixels of label maps, where a background of nine tenths is no surprise."""
 
 _SHOWN = 3
 """How many examples a sentence names."""
@@ -65,7 +70,7 @@ class Inspection:
         name: what was opened.
         format: what was recognised.
         classes: names of the classes.
-        splits: pictures per class, per split.
+        splits: pictures per class, per split; with label maps, pictures in which the class occurs.
         sizes: sizes of the readable pictures, height by width.
         modes: how many pictures are colour or grey.
         corrupt: one sentence per picture that cannot be read.
@@ -73,6 +78,8 @@ class Inspection:
         leaks: the groups that are in more than one split.
         conflicts: the groups whose members have different labels.
         problems: everything that deserves attention, in words.
+        pictures: pictures per split.
+        pixels: with label maps, the share of the labelled pixels that each class has, per split; else empty.
     """
 
     name: str
@@ -86,6 +93,8 @@ class Inspection:
     leaks: list[list[str]] = field(default_factory=list)
     conflicts: list[list[str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    pictures: dict[str, int] = field(default_factory=dict)
+    pixels: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data for JSON."""
@@ -97,20 +106,21 @@ class _Look(NamedTuple):
 
     split: str
     source: str
-    label: int
+    label: int | bytes  # the class, or the digest of the label map
     size: tuple[int, int]
     is_grey: bool
     digest: bytes
+    pixels: tuple[int, ...] = ()  # of each class, with label maps
 
 
 def inspect(source: Any) -> Inspection:
-    """Read every picture once and say what is there and what is wrong.
+    """Read every picture, with its label map if there are any, once and say what is there and what is wrong.
 
     Args:
         source: anything ``open_data`` takes.
 
     Raises:
-        DataError: where nothing can be opened at all.
+        DataError: where nothing can be opened at all, or masks do not fit their pictures or classes.
     """
     data = source if isinstance(source, DataSource) else open_data(source)
     looks: list[_Look] = []
@@ -127,14 +137,16 @@ def inspect(source: Any) -> Inspection:
     same = [group for group in groups.values() if len(group) > 1]
     leaks = [group for group in same if len({look.split for look in group}) > 1]
     conflicts = [group for group in same if len({look.label for look in group}) > 1]
-    splits = {split: _counts(dataset) for split, dataset in data.splits.items()}
+    splits = {split: _counts(dataset, split, looks) for split, dataset in data.splits.items()}
+    pixels = {split: _pixels(data.classes, split, looks) for split in splits} if data.task == "semantic" else {}
     modes = Counter("grey" if look.is_grey else "colour" for look in looks)
     problems = [*data.notes, *_told("cannot be read", corrupt, [[line] for line in corrupt])]
     problems += _told("in more than one split (leakage)", leaks, [_names(group) for group in leaks])
     problems += _told("under different labels", conflicts, [_names(group) for group in conflicts])
     inner = [group for group in same if group not in leaks and group not in conflicts]
     problems += _told("there more than once", inner, [_names(group) for group in inner])
-    problems += _balance(splits)
+    problems += _pixel_balance(pixels) if pixels else []
+    problems += _balance(splits, is_counted_once=not pixels)
     return Inspection(
         data.name,
         data.format,
@@ -147,6 +159,8 @@ def inspect(source: Any) -> Inspection:
         [_names(group) for group in leaks],
         [_names(group) for group in conflicts],
         problems,
+        {split: len(dataset) for split, dataset in data.splits.items()},
+        pixels,
     )
 
 
@@ -154,12 +168,17 @@ def _look_at(dataset: Dataset, split: str) -> Iterable[_Look | str]:
     def look(index: int) -> _Look | str:
         try:
             sample = dataset[index]
-        except ImageError as error:
+        except DataError as error:  # of the picture, or of its mask
             return str(error)
         image = sample.image
         is_grey = bool((image[0] == image[1]).all() and (image[1] == image[2]).all())
         size = int(image.shape[1]), int(image.shape[2])
         digest = hashlib.sha256(repr(size).encode() + image.numpy().tobytes()).digest()
+        if isinstance(sample.target, MapTarget):
+            labels = sample.target.labels
+            pixels = torch.bincount(labels.flatten(), minlength=IGNORE + 1)[: len(dataset.classes)].tolist()
+            label = hashlib.sha256(labels.numpy().tobytes()).digest()
+            return _Look(split, sample.source, label, size, is_grey, digest, tuple(pixels))
         return _Look(split, sample.source, int(sample.target.label), size, is_grey, digest)
 
     # Pillow decodes outside the interpreter's lock.
@@ -184,9 +203,19 @@ def check_readable(dataset: Dataset) -> None:
             pass
 
 
-def _counts(dataset: Dataset) -> dict[str, int]:
-    counts = torch.bincount(dataset.labels(), minlength=len(dataset.classes)).tolist()
-    return dict(zip(dataset.classes, counts, strict=True))
+def _counts(dataset: Dataset, split: str, looks: list[_Look]) -> dict[str, int]:
+    if isinstance(dataset, Labelled):
+        counts = torch.bincount(dataset.labels(), minlength=len(dataset.classes)).tolist()
+        return dict(zip(dataset.classes, counts, strict=True))
+    maps = [look.pixels for look in looks if look.split == split]
+    return {name: sum(1 for pixels in maps if pixels[label]) for label, name in enumerate(dataset.classes)}
+
+
+def _pixels(classes: Classes, split: str, looks: list[_Look]) -> dict[str, float]:
+    """The share of the labelled pixels that each class has."""
+    maps = [look.pixels for look in looks if look.split == split]
+    counts = [sum(pixels[label] for pixels in maps) for label in range(len(classes))]
+    return {name: count / max(sum(counts), 1) for name, count in zip(classes, counts, strict=True)}
 
 
 def _names(group: list[_Look]) -> list[str]:
@@ -210,7 +239,20 @@ def _told(what: str, found: list[Any], names: list[list[str]]) -> list[str]:
     return [f"{len(found)} {noun.split()[0]} {verb}: {shown}" + ("; ..." if len(found) > _SHOWN else "")]
 
 
-def _balance(splits: dict[str, dict[str, int]]) -> list[str]:
+def _pixel_balance(pixels: dict[str, dict[str, float]]) -> list[str]:
+    shares = pixels.get("train") or next(iter(pixels.values()))
+    there = {name: share for name, share in shares.items() if share}
+    if not there:
+        return []
+    largest, smallest = max(there, key=lambda name: there[name]), min(there, key=lambda name: there[name])
+    ratio = there[largest] / there[smallest]
+    if ratio <= PIXEL_IMBALANCE:
+        return []
+    told = f"{largest} has {ratio:,.0f} times as many training pixels as {smallest}"
+    return [f"{told}: pixel accuracy will flatter, the IoU of each class will not"]
+
+
+def _balance(splits: dict[str, dict[str, int]], *, is_counted_once: bool) -> list[str]:
     counts = splits.get("train") or next(iter(splits.values()))
     there = {name: count for name, count in counts.items() if count}
     few = [f"{name} ({count})" for name, count in there.items() if count < FEW_IMAGES]
@@ -219,6 +261,8 @@ def _balance(splits: dict[str, dict[str, int]]) -> list[str]:
         shown = ", ".join(few[:8]) + (", ..." if len(few) > 8 else "")
         noun = "class has" if len(few) == 1 else "classes have"
         problems.append(f"{len(few)} {noun} fewer than {FEW_IMAGES} training pictures: {shown}")
+    if not there or not is_counted_once:
+        return problems
     largest, smallest = max(there, key=lambda name: there[name]), min(there, key=lambda name: there[name])
     if there[largest] > IMBALANCE * there[smallest]:
         ratio = there[largest] / there[smallest]
@@ -228,16 +272,24 @@ def _balance(splits: dict[str, dict[str, int]]) -> list[str]:
     return problems
 
 
-def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = 8, cell: int = 96, rows: int = 40) -> Path:
-    """One row of pictures per class, with its name and count, saved as a picture.
+def contact_sheet(
+    dataset: Dataset, path: str | Path, *, columns: int = 8, cell: int | None = None, rows: int = 40
+) -> Path:
+    """One row of pictures per class, with its name and count, saved as a picture; or pictures beside label maps.
 
     Args:
         dataset: what to show; the pictures of a class are taken at equal distances.
         path: where to save; the ending decides the format.
-        columns: pictures per class.
-        cell: side of a picture in pixels.
-        rows: most classes that are shown.
+        columns: pictures in a row; with label maps, pictures and maps.
+        cell: side of a picture in pixels; 96, or 176 with label maps, where it is None.
+        rows: most rows; with label maps, six at the most.
+
+    Raises:
+        RunError: where nothing can be written.
     """
+    if not isinstance(dataset, Labelled):
+        return _save(map_sheet(dataset, columns=max(columns // 2, 1), cell=cell or 176, rows=min(rows, 6)), Path(path))
+    cell = cell or 96
     labels = dataset.labels()
     margin, band = 6, 18
     shown = list(enumerate(dataset.classes))[:rows]

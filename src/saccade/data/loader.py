@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -20,13 +23,17 @@ from torch.utils.data import DataLoader
 
 from saccade.config import Config
 from saccade.data.dataset import Dataset, InMemory
+from saccade.data.joint import check_joint, vary_pair
 from saccade.data.transforms import Augment, Key, Mix
 from saccade.errors import ConfigError, DataError, ImageError, SaccadeError
 from saccade.ops.image import Preprocess
-from saccade.types import ClassTarget, Geometry, ImageBatch
+from saccade.types import ClassTarget, Geometry, ImageBatch, MapTarget, Sample, Target
 
 MAX_REPLACEMENTS = 16
 """How many neighbours training tries in place of a picture that cannot be decoded."""
+
+_AHEAD = 2
+"""Threads that read pictures for an evaluation, and batches that they may be ahead of it."""
 
 _FEW = 256
 """Data sets below this size are decoded in this process: starting workers would take longer."""
@@ -65,7 +72,7 @@ class Batch:
     """
 
     images: ImageBatch
-    targets: tuple[ClassTarget, ...]
+    targets: tuple[Target, ...]
     sources: tuple[str, ...]
     indices: tuple[int, ...]
     problems: tuple[str, ...] = ()
@@ -75,13 +82,20 @@ class Batch:
 
     @property
     def labels(self) -> Tensor:
-        """``[B]`` int64, or ``[B, K]`` float32 where mixing blended classes."""
-        return torch.stack([target.label for target in self.targets])
+        """``[B]`` int64, ``[B, K]`` float32 where mixing blended classes, or the label maps ``[B, H, W]`` uint8."""
+        return torch.stack([t.label if isinstance(t, ClassTarget) else t.labels for t in self.targets])
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         labels = self.labels.to(device, non_blocking=True)
-        return replace(self, images=self.images.to(device), targets=tuple(ClassTarget(label) for label in labels))
+        return replace(self, images=self.images.to(device), targets=as_targets(labels))
+
+
+def as_targets(labels: Tensor) -> tuple[Target, ...]:
+    """The targets behind ``Batch.labels``: label maps where there are three axes, else classes."""
+    if labels.ndim == 3:
+        return tuple(MapTarget(label) for label in labels.unbind())
+    return tuple(ClassTarget(label) for label in labels.unbind())
 
 
 class _Fetched(NamedTuple):
@@ -90,7 +104,7 @@ class _Fetched(NamedTuple):
     canvases: Tensor  # [B, 3, H, W] uint8
     sizes: tuple[tuple[int, int], ...]
     geometries: tuple[Geometry, ...]
-    labels: Tensor  # [B]
+    labels: Tensor  # [B], or [B, H, W] uint8
     sources: tuple[str, ...]
     indices: tuple[int, ...]
     problems: tuple[str, ...]
@@ -152,15 +166,11 @@ class _Fetcher:
             if found is None:
                 continue
             index, sample = found
-            if self.augment is None:
-                content, geometry = self.preprocess.fit(sample.image[None])
-            else:
-                content = self.augment(sample.image[None], self.preprocess, Key(self.seed, request.epoch, [wanted]))
-                geometry = Geometry(_size(content))
+            content, geometry, label = self._varied(sample, Key(self.seed, request.epoch, [wanted]))
             canvases.append(self.preprocess.pad(content))
             sizes.append(_size(content))
             geometries.append(geometry)
-            labels.append(sample.target.label)
+            labels.append(label)
             sources.append(sample.source)
             indices.append(index)
         stacked = torch.cat(canvases) if canvases else torch.empty(0, 3, *self.preprocess.size, dtype=torch.uint8)
@@ -168,6 +178,20 @@ class _Fetcher:
         return _Fetched(
             stacked, tuple(sizes), tuple(geometries), label_row, tuple(sources), tuple(indices), tuple(problems)
         )
+
+    def _varied(self, sample: Sample, key: Key) -> tuple[Tensor, Geometry, Tensor]:
+        """The picture ``[1, 3, h, w]`` as the model will see it, the way back, and its label or label map."""
+        if isinstance(sample.target, MapTarget):
+            content, labels = vary_pair(
+                sample.image, sample.target.labels, self.augment or Augment(), self.preprocess, key
+            )
+            return content[None], Geometry(_size(content)), labels
+        if self.augment is None:
+            content, geometry = self.preprocess.fit(sample.image[None])
+        else:
+            content = self.augment(sample.image[None], self.preprocess, key)
+            geometry = Geometry(_size(content))
+        return content, geometry, sample.target.label
 
     def _sample(self, wanted: int, problems: list[str]) -> tuple[int, Any] | None:
         """The sample at ``wanted``; in training its next readable neighbour, so that batches keep their size."""
@@ -192,7 +216,7 @@ def _size(images: Tensor) -> tuple[int, int]:
 
 
 class Loader:
-    """Batches of a data set, epoch by epoch.
+    """Batches of a data set, epoch by epoch. Label maps come on the canvas, as a loss wants them; see ``Pictures``.
 
     Args:
         dataset: the samples.
@@ -235,6 +259,12 @@ class Loader:
         self.seed = seed
         self.augment = None if augment is None or augment.is_off else augment
         self.mix = None if mix is None or mix.is_off else mix
+        if dataset.task == "semantic":
+            check_joint(self.augment or Augment())
+            if self.mix is not None:
+                raise ConfigError("label maps are not mixed", where="mix", remedy="leave mixup and cutmix at 0")
+        elif self.augment is not None and self.augment.zoom is not None:
+            raise ConfigError("zoom is for label maps", where="augment.zoom", remedy="use augment.scale")
         self.rank = rank
         self.world_size = world_size
         self.skipped: list[str] = []
@@ -305,8 +335,7 @@ class Loader:
         if self.mix is not None:
             names = (self.seed % (1 << 64), epoch, place, self.rank)
             images, labels = self.mix(images, labels, len(self.dataset.classes), names)
-        targets = tuple(ClassTarget(label) for label in labels.unbind())
-        return Batch(images, targets, raw.sources, raw.indices, raw.problems)
+        return Batch(images, as_targets(labels), raw.sources, raw.indices, raw.problems)
 
     def _report(self, problems: Sequence[str]) -> None:
         for problem in problems:
@@ -365,3 +394,85 @@ class _Feed:
 
 def _same(fetched: Any) -> Any:
     return fetched
+
+
+@dataclass(frozen=True, eq=False)
+class PictureBatch:
+    """Pictures as they are, each with its ground truth in its own pixels.
+
+    Attributes:
+        pictures: each ``[3, h, w]`` uint8.
+        targets: ground truth of each.
+        sources: path or ``file#index`` of each.
+        indices: place of each in the data set.
+    """
+
+    pictures: tuple[Tensor, ...]
+    targets: tuple[Target, ...]
+    sources: tuple[str, ...]
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+
+class Pictures:
+    """The pictures of a data set as they are, in order: what segmenters are evaluated on, whatever their sizes.
+
+    Reading runs ahead in threads (decoders let go of the interpreter), never by more than ``_AHEAD`` batches.
+
+    Args:
+        dataset: the samples.
+        batch_size: pictures per batch.
+        strict: fail at the first unreadable picture instead of skipping it.
+
+    Attributes:
+        skipped: one sentence for every picture skipped so far.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int = 8, *, strict: bool = False) -> None:
+        if not len(dataset):
+            raise DataError("the data set is empty", expected="at least one picture")
+        self.dataset, self.batch_size, self.strict = dataset, batch_size, strict
+        self.skipped: list[str] = []
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return -(-len(self.dataset) // self.batch_size)
+
+    def epoch(self, epoch: int = 0, start_batch: int = 0) -> Iterator[PictureBatch]:
+        """The batches from ``start_batch`` on; every epoch is the same.
+
+        Raises:
+            ImageError: with ``strict``, at the first picture that cannot be decoded.
+        """
+        places = range(start_batch * self.batch_size, len(self.dataset))
+        with ThreadPoolExecutor(_AHEAD) as pool:
+            waiting: deque[Future[Sample]] = deque()
+            feed = iter(places)
+            done = iter(places)
+            for place in islice(feed, _AHEAD * self.batch_size):
+                waiting.append(pool.submit(self.dataset.__getitem__, place))
+            while waiting:
+                found: list[tuple[int, Sample]] = []
+                for _ in range(min(self.batch_size, len(waiting))):
+                    index = next(done)
+                    try:
+                        found.append((index, waiting.popleft().result()))
+                    except ImageError as error:
+                        if self.strict:
+                            raise
+                        self._report(str(error))
+                    for place in islice(feed, 1):
+                        waiting.append(pool.submit(self.dataset.__getitem__, place))
+                if found:
+                    yield PictureBatch(
+                        tuple(sample.image for _, sample in found),
+                        tuple(sample.target for _, sample in found),
+                        tuple(sample.source for _, sample in found),
+                        tuple(index for index, _ in found),
+                    )
+
+    def _report(self, problem: str) -> None:
+        if problem not in self.skipped:
+            self.skipped.append(problem)

@@ -23,7 +23,7 @@ from saccade.config import Config
 from saccade.data.dataset import ArrayBatch, ArrayDataset
 from saccade.data.shapes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, inside, paint
 from saccade.errors import ConfigError, UnknownNameError
-from saccade.types import Classes, Sample
+from saccade.types import Classes, Sample, TaskName
 
 _ATTEMPTS = 40
 """How often a place is sought for an object before the scene does with fewer."""
@@ -239,6 +239,7 @@ class SyntheticClassification:
         start: number of the first scene; ranges that do not overlap make splits that do not overlap.
     """
 
+    task: TaskName = "classification"
     licence: str | None = "CC0 1.0 (drawn by the program)"
 
     def __init__(self, count: int, config: SceneConfig | None = None, *, seed: int = 0, start: int = 0) -> None:

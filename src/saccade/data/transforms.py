@@ -30,11 +30,11 @@ from saccade.errors import ConfigError, UnknownNameError
 from saccade.ops.image import Preprocess
 from saccade.types import ImageBatch
 
-AugmentPreset = Literal["none", "light", "standard"]
+AugmentPreset = Literal["none", "light", "standard", "microscope", "scenes"]
 
 _Words = np.ndarray[Any, np.dtype[np.uint64]]
 
-_NUM_DRAWS = 12
+NUM_DRAWS = 13
 """Uniform numbers per sample and epoch, each used for one purpose: switching one option on leaves the others alone."""
 
 
@@ -50,6 +50,10 @@ class Augment(Config):
     """Largest shift along each axis, as a share of the side; what comes in is black."""
     flip: float = 0.0
     """Probability of a horizontal flip."""
+    flip_vertical: float = 0.0
+    """Probability of a vertical flip; for pictures without an up, such as those of a microscope."""
+    zoom: tuple[float, float] | None = None
+    """Smallest and largest magnification before a crop is cut; for label maps only."""
     colour: float = 0.0
     """Strength of random brightness, contrast and saturation (a quarter of it for hue), in [0, 1]."""
     rand_augment: int = 0
@@ -64,7 +68,11 @@ class Augment(Config):
             raise ConfigError(f"scale is {self.scale}", where="augment", expected="0 < smallest <= largest <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ConfigError(f"ratio is {self.ratio}", where="augment", expected="0 < narrowest <= widest")
-        for name in ("shift", "flip", "colour", "erase"):
+        if self.zoom is not None and not 0 < self.zoom[0] <= self.zoom[1]:
+            raise ConfigError(f"zoom is {self.zoom}", where="augment", expected="0 < smallest <= largest")
+        if self.zoom is not None and self.scale is not None:
+            raise ConfigError("zoom and scale are both set", where="augment", expected="one of them")
+        for name in ("shift", "flip", "flip_vertical", "colour", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", where="augment", expected="in [0, 1]")
         if self.rand_augment < 0 or not 0 <= self.magnitude <= 30:
@@ -84,8 +92,8 @@ class Augment(Config):
     @property
     def is_off(self) -> bool:
         """Whether nothing is varied."""
-        strengths = (self.shift, self.flip, self.colour, self.rand_augment, self.erase)
-        return self.scale is None and not any(strengths)
+        strengths = (self.shift, self.flip, self.flip_vertical, self.colour, self.rand_augment, self.erase)
+        return self.scale is None and self.zoom is None and not any(strengths)
 
     def __call__(self, images: Tensor, preprocess: Preprocess, key: Key) -> Tensor:
         """Vary pictures of one size and bring them to the size they have on the canvas.
@@ -98,7 +106,7 @@ class Augment(Config):
         Returns:
             ``[B, 3, H, W]`` uint8, not padded (with ``letterbox`` the content may be smaller than the canvas).
         """
-        draws = key.uniform(_NUM_DRAWS)  # [B, 12]
+        draws = key.uniform(NUM_DRAWS)  # [B, 13]
         if self.scale is not None:
             size = preprocess.content_size(int(images.shape[-2]), int(images.shape[-1]))
             images = self._random_crop(images, preprocess, size, draws[:, 0:4])
@@ -106,10 +114,17 @@ class Augment(Config):
             images, _ = preprocess.fit(images)
         if self.shift or self.flip:
             images = self._move(images, draws[:, 4:7])
+        if self.flip_vertical:
+            upset = torch.from_numpy(draws[:, 12] < self.flip_vertical)
+            images = torch.where(upset[:, None, None, None], images.flip(2), images)
+        return self.recolour(images, preprocess, key)
+
+    def recolour(self, images: Tensor, preprocess: Preprocess, key: Key) -> Tensor:
+        """What changes values and moves nothing: colours and erasing, on pictures ``[B, 3, H, W]`` uint8."""
         if self.colour or self.rand_augment:
             images = self._recolour(images, key)
         if self.erase:
-            images = self._erase(images, preprocess, draws[:, 7:12])
+            images = self._erase(images, preprocess, key.uniform(NUM_DRAWS)[:, 7:12])
         return images
 
     def _random_crop(
@@ -180,6 +195,8 @@ class Augment(Config):
 
 PRESETS: dict[str, Augment] = {
     "none": Augment(),
+    "microscope": Augment(zoom=(0.8, 1.25), flip=0.5, flip_vertical=0.5, colour=0.2),
+    "scenes": Augment(zoom=(0.5, 2.0), flip=0.5, colour=0.3),
     "light": Augment(shift=0.08, flip=0.5, erase=0.1),
     "standard": Augment(scale=(0.35, 1.0), flip=0.5, rand_augment=2, magnitude=7, erase=0.1),
 }

@@ -12,11 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saccade.data.dataset import ArrayDataset, Dataset, FileDataset, LabelledFile, Opened, Subset, check_labels, subset
+from saccade.data.dataset import (
+    ArrayDataset,
+    Dataset,
+    FileDataset,
+    Labelled,
+    LabelledFile,
+    LabelledSubset,
+    Opened,
+    check_labels,
+    subset,
+)
 from saccade.data.decode import read_image
 from saccade.data.splits import SPLIT_NAMES, check_two_classes, join_by_name
 from saccade.errors import DataError, ImageError, InputError, SaccadeError
-from saccade.types import Classes, ClassTarget, Sample
+from saccade.types import Classes, ClassTarget, Sample, TaskName
 
 
 def open_object(source: Any, *, strict: bool = False) -> Opened:
@@ -118,6 +128,8 @@ class ColumnDataset:
         licence: what its card says.
     """
 
+    task: TaskName = "classification"
+
     def __init__(
         self, rows: Any, columns: tuple[str, Sequence[int]], classes: Classes, name: str, licence: str | None
     ) -> None:
@@ -157,6 +169,7 @@ class PairDataset:
         classes: its ``classes``.
     """
 
+    task: TaskName = "classification"
     licence: str | None = None
 
     def __init__(self, pairs: Any, classes: Classes, name: str, labels: Any = None) -> None:
@@ -232,20 +245,24 @@ def _join(told: str, splits: dict[str, Dataset], strict: bool) -> Opened:
             if not len(dataset):
                 raise DataError("the data set is empty", where=split, expected="at least one picture")
         return Opened(told, splits, [])
+    labelled = {split: dataset for split, dataset in splits.items() if isinstance(dataset, Labelled)}
+    if len(labelled) < len(splits):
+        given = "; ".join(f"{split}: {', '.join(dataset.classes)}" for split, dataset in splits.items())
+        raise DataError(f"the splits have other classes ({given})", where=told, expected="one class table for all")
     named = {
         split: [(index, dataset.classes[int(label)]) for index, label in enumerate(dataset.labels())]
-        for split, dataset in splits.items()
+        for split, dataset in labelled.items()
     }
     classes = splits["train"].classes if "train" in splits else None
     joined = join_by_name(named, told, classes=classes, strict=strict)
     relabelled = {
-        split: _relabel(splits[split], [index for index, _ in items], joined.classes)
+        split: _relabel(labelled[split], [index for index, _ in items], joined.classes)
         for split, items in joined.splits.items()
     }
     return Opened(told, relabelled, joined.notes)
 
 
-def _relabel(dataset: Dataset, indices: list[int], classes: Classes) -> Dataset:
+def _relabel(dataset: Labelled, indices: list[int], classes: Classes) -> Dataset:
     chosen = subset(dataset, indices)
     table = torch.tensor([classes.names.index(name) if name in classes.names else -1 for name in dataset.classes])
     if isinstance(chosen, ArrayDataset):
@@ -253,23 +270,25 @@ def _relabel(dataset: Dataset, indices: list[int], classes: Classes) -> Dataset:
     if isinstance(chosen, FileDataset):
         files = [LabelledFile(path, int(table[label])) for path, label in chosen.files]
         return FileDataset(files, classes, chosen.root, chosen.licence)
+    assert isinstance(chosen, Labelled)  # a subset of labelled samples is labelled
     return Relabelled(chosen, classes, table)
 
 
-class Relabelled(Subset):
+class Relabelled(LabelledSubset):
     """A data set whose labels count in another list of classes.
 
     Attributes:
         table: ``[K]`` int64, own label -> label in ``classes``.
     """
 
-    def __init__(self, dataset: Dataset, classes: Classes, table: Tensor) -> None:
+    def __init__(self, dataset: Labelled, classes: Classes, table: Tensor) -> None:
         super().__init__(dataset, range(len(dataset)))
         self.classes = classes
         self.table = table
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
+        assert isinstance(sample.target, ClassTarget)
         return replace(sample, target=ClassTarget(self.table[sample.target.label]))
 
     def labels(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Evaluation: how good a classifier is on a data set, how sure that figure is, and where the model is most wrong.
+"""Evaluation: how good a model is on a data set, how sure that figure is, and where the model is most wrong.
 
 Classes are joined by name, so a data set may lack some of the model's classes or order them otherwise. Every setting
 that affects a figure is part of the result.
@@ -6,182 +6,47 @@ that affects a figure is part of the result.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
-from saccade.config import Config, to_dict
+from saccade.config import to_dict
 from saccade.data.dataset import Dataset
-from saccade.data.loader import Batch, Loader, LoaderConfig
+from saccade.data.loader import Batch, Loader, LoaderConfig, PictureBatch, Pictures
 from saccade.data.source import DataSource
 from saccade.engine.modes import evaluating
-from saccade.errors import ConfigError, DataError, nearest
-from saccade.metrics.classification import (
-    ClassificationMeter,
-    Scored,
-    bootstrap_accuracy,
-    confusion_matrix,
-    per_class,
-    reliability,
-)
+from saccade.engine.segment import segment_pictures
+from saccade.errors import DataError, nearest
 from saccade.models.base import VisionModel
-from saccade.types import Classes
+from saccade.models.segmenter import Segmenter
+from saccade.tasks import TASKS, EvaluateConfig, Evaluation, Facts, Tally
+from saccade.tasks.base import LEVEL
+from saccade.types import Classes, Prediction
 
-LEVEL = 0.95
-"""Level of the bootstrap interval."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Config):
-    """How an evaluation is made."""
-
-    batch_size: int = 256
-    """Pictures per forward pass; does not affect the figures beyond rounding."""
-    workers: int | None = None
-    """Processes that read pictures; by default as many as the machine has cores, none for pictures in memory."""
-    strict: bool = False
-    """Fail at the first unreadable picture instead of skipping it with a count."""
-    top_k: int = 5
-    """A picture counts as right in the top k where its class is among the k likeliest."""
-    num_bins: int = 15
-    """Equal-width confidence bins of the calibration error."""
-    resamples: int = 2000
-    """Bootstrap samples of the interval."""
-    seed: int = 0
-    """Of the bootstrap."""
-    num_mistakes: int = 24
-    """How many of the worst mistakes are kept."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "top_k", "num_bins", "resamples"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}", where=name, expected="at least 1")
-
-
-@dataclass(frozen=True)
-class ClassFigures:
-    """One class: precision, recall and F1 are None where nothing can be said (no images, or never predicted)."""
-
-    name: str
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    support: int
-
-
-@dataclass(frozen=True)
-class ReliabilityBin:
-    """One bin of the reliability table: confidences in ``(low, high]``; the means are None where it is empty."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float | None
-    accuracy: float | None
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """One wrong prediction.
-
-    Attributes:
-        index: place in the data set.
-        source: path or ``file#index``.
-        true: name of the true class.
-        predicted: name of the predicted class.
-        score: probability of the predicted class.
-        true_score: probability of the true class.
-    """
-
-    index: int
-    source: str
-    true: str
-    predicted: str
-    score: float
-    true_score: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The result of ``evaluate``.
-
-    Attributes:
-        headline: key of the metric that a run is judged by.
-        metrics: top1, top5 (with more than five classes), macro_f1, nll, ece.
-        interval: 95 % bootstrap interval of the headline.
-        classes: names, in the order of the model.
-        per_class: one row per class of the model.
-        confusion: ``[K][K]`` counts, row the true class, column the predicted one.
-        reliability: confidence against accuracy.
-        mistakes: the wrong predictions whose true class got the least probability, worst first.
-        num_images: images that were evaluated.
-        missing_classes: classes of the model without an image here; they are no part of the averages.
-        skipped: unreadable images, with the reason.
-        settings: everything that affects a figure.
-        seconds: wall time, reading included.
-        images_per_second: the same as a rate.
-    """
-
-    headline: str
-    metrics: dict[str, float | None]
-    interval: tuple[float | None, float | None]
-    classes: tuple[str, ...]
-    per_class: tuple[ClassFigures, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    reliability: tuple[ReliabilityBin, ...]
-    mistakes: tuple[Mistake, ...]
-    num_images: int
-    missing_classes: tuple[str, ...]
-    skipped: tuple[str, ...]
-    settings: dict[str, Any]
-    seconds: float
-    images_per_second: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; an undefined figure is None."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
-        """Read what ``to_dict`` gave."""
-        return TypeAdapter(cls).validate_python(data)
+__all__ = ["EvaluateConfig", "Evaluation", "evaluate", "evaluate_split", "join_classes", "score_batches"]
 
 
 def evaluate(model: VisionModel[Any, Any, Any], dataset: Dataset, config: EvaluateConfig | None = None) -> Evaluation:
-    """Evaluate a classifier on labelled pictures, where the model lives and in its own precision.
+    """Evaluate a model on labelled pictures, where the model lives and in its own precision.
 
     Raises:
-        DataError: where the data set has a class that the model does not know, or no readable picture.
+        DataError: where the data is for another task, has a class that the model does not know, or no readable picture.
         ImageError: with ``strict``, at the first unreadable picture.
     """
     config = config or EvaluateConfig()
     start = time.perf_counter()
-    relabel = join_classes(model.classes, dataset.classes)
-    loader = Loader(
-        dataset,
-        model.preprocess,
-        LoaderConfig(batch_size=config.batch_size, workers=config.workers, strict=config.strict),
-        shuffle=False,
+    check_task(model, dataset.task)
+    tally = TASKS[model.task].tally(model.classes.names, join_classes(model.classes, dataset.classes), config)
+    batches = held_out_batches(
+        dataset, model, LoaderConfig(batch_size=config.batch_size, workers=config.workers, strict=config.strict)
     )
-    meter = ClassificationMeter(len(model.classes), top_k=config.top_k, num_bins=config.num_bins)
-    sources: list[str] = []
-    indices: list[int] = []
-    for batch in score_batches(model, loader.epoch(0), meter, relabel):
-        sources += batch.sources
-        indices += batch.indices
-    if not sources:
+    if not sum(len(batch) for batch in score_batches(model, batches.epoch(0), tally)):
         raise DataError(
             "the data set has no readable picture", remedy="see what was skipped with `saccade data inspect`"
         )
-    seconds = time.perf_counter() - start
-    scored = meter.scored()
     settings = {
         **to_dict(config),
         "preprocess": to_dict(model.preprocess),
@@ -190,27 +55,7 @@ def evaluate(model: VisionModel[Any, Any, Any], dataset: Dataset, config: Evalua
         "device": str(next(model.parameters()).device),
         "data": dataset.fingerprint(),
     }
-    figures = per_class(confusion := confusion_matrix(scored.labels, scored.predicted, len(model.classes)))
-    low, high = bootstrap_accuracy(scored.is_right, config.resamples, config.seed, LEVEL)
-    return Evaluation(
-        headline="top1",
-        metrics={name: _known(value) for name, value in meter.compute().items()},
-        interval=(_known(low), _known(high)),
-        classes=model.classes.names,
-        per_class=tuple(
-            ClassFigures(name, _known(p), _known(r), _known(f1), int(support))
-            for name, p, r, f1, support in zip(model.classes, *(column.tolist() for column in figures), strict=True)
-        ),
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
-        reliability=_reliability_rows(scored, config.num_bins),
-        mistakes=_worst(scored, model.classes, sources, indices, config.num_mistakes),
-        num_images=len(sources),
-        missing_classes=tuple(n for n, count in zip(model.classes, figures.support.tolist(), strict=True) if not count),
-        skipped=tuple(loader.skipped),
-        settings=settings,
-        seconds=seconds,
-        images_per_second=len(sources) / seconds,
-    )
+    return tally.evaluation(Facts(tuple(batches.skipped), settings, time.perf_counter() - start))
 
 
 def evaluate_split(
@@ -233,6 +78,20 @@ def evaluate_split(
     except DataError as error:
         error.where = error.where or source.name
         raise
+
+
+def check_task(model: VisionModel[Any, Any, Any], task: str, *, where: str | None = None) -> None:
+    """Refuse data that a model has no use for.
+
+    Raises:
+        DataError: saying what the data is for.
+    """
+    if model.task != task:
+        raise DataError(
+            f"the data is for {task}, the model for {model.task}",
+            where=where,
+            remedy=f"`saccade models --task {task}` lists the models for it",
+        )
 
 
 def join_classes(model_classes: Classes, data_classes: Classes, *, where: str | None = None) -> Tensor:
@@ -259,54 +118,33 @@ def join_classes(model_classes: Classes, data_classes: Classes, *, where: str | 
     return torch.tensor([ids[name] for name in data_classes], dtype=torch.int64)
 
 
+def held_out_batches(dataset: Dataset, model: VisionModel[Any, Any, Any], config: LoaderConfig) -> Loader | Pictures:
+    """The pictures of a data set in order, each once: ready for the model, or as they are for a segmenter to tile."""
+    if model.task == "semantic":
+        return Pictures(dataset, strict=config.strict)
+    return Loader(dataset, model.preprocess, config)
+
+
 def score_batches(
-    model: VisionModel[Any, Any, Any], batches: Iterable[Batch], meter: ClassificationMeter, relabel: Tensor
-) -> Iterator[Batch]:
-    """Run the model over batches and add its scores to ``meter``; yields each batch when it is done.
+    model: VisionModel[Any, Any, Any], batches: Iterable[Batch | PictureBatch], tally: Tally
+) -> Iterator[Batch | PictureBatch]:
+    """Run the model over batches and count its predictions; yields each batch when it is done.
 
     Args:
         model: in any mode; it is evaluated in evaluation mode and every module's mode is restored.
-        batches: as a loader gives them.
-        meter: takes the scores.
-        relabel: ``[K_data]`` from ``join_classes``.
+        batches: as ``held_out_batches`` gives them.
+        tally: counts the predictions.
     """
     device = next(model.parameters()).device
     with evaluating(model):
         for batch in batches:
             # Not inference_mode: a table that a model caches in its first forward pass must stay usable for training.
             with torch.no_grad():
-                images = batch.images.to(device).channels_last()
-                predictions = model.postprocess(model(images), images)
-            labels = relabel[torch.stack([target.label for target in batch.targets]).cpu()]
-            meter.update(torch.stack([prediction.scores for prediction in predictions]).cpu(), labels)
+                if isinstance(batch, PictureBatch):
+                    assert isinstance(model, Segmenter)
+                    predictions: Sequence[Prediction] = segment_pictures(model, batch.pictures)
+                else:
+                    images = batch.images.to(device).channels_last()
+                    predictions = model.postprocess(model(images), images)
+            tally.add(predictions, batch.targets, batch.indices, batch.sources)
             yield batch
-
-
-def _worst(scored: Scored, classes: Classes, sources: list[str], indices: list[int], count: int) -> tuple[Mistake, ...]:
-    wrong = torch.nonzero(~scored.is_right)[:, 0]
-    wrong = wrong[scored.truth[wrong].argsort(stable=True)][:count]
-    return tuple(
-        Mistake(
-            index=indices[place],
-            source=sources[place],
-            true=classes[int(scored.labels[place])],
-            predicted=classes[int(scored.predicted[place])],
-            score=float(scored.confidence[place]),
-            true_score=float(scored.truth[place]),
-        )
-        for place in wrong.tolist()
-    )
-
-
-def _reliability_rows(scored: Scored, num_bins: int) -> tuple[ReliabilityBin, ...]:
-    table = reliability(scored.confidence, scored.is_right, num_bins)
-    edges = table.edges.tolist()
-    columns = (table.counts.tolist(), table.confidence.tolist(), table.accuracy.tolist())
-    return tuple(
-        ReliabilityBin(low, high, count, _known(confidence), _known(accuracy))
-        for low, high, count, confidence, accuracy in zip(edges, edges[1:], *columns, strict=False)
-    )
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saccade.data.loader import Batch
+from saccade.data.loader import Batch, as_targets
 from saccade.engine.checkpoint import build_described, describe_model, load_weights, read_container, write_container
 from saccade.models.base import VisionModel
-from saccade.types import ClassTarget, Geometry, ImageBatch, Losses
+from saccade.types import Geometry, ImageBatch, Losses
 
 _WEIGHTS = "model."
 
@@ -34,7 +34,7 @@ def save_failure(
     """
     tensors: dict[str, Tensor] = {f"{_WEIGHTS}{key}": value for key, value in model.state_dict().items()}
     tensors["pixels"] = batch.images.pixels
-    tensors["labels"] = torch.stack([target.label for target in batch.targets])
+    tensors["labels"] = batch.labels
     header = {
         **describe_model(model),
         **about,
@@ -65,7 +65,7 @@ def replay(path: str | Path) -> Losses:
         tuple((height, width) for height, width in header["sizes"]),
         tuple(Geometry(*(tuple(pair) for pair in geometry.values())) for geometry in header["geometries"]),
     )
-    targets = [ClassTarget(label) for label in tensors["labels"]]
+    targets = as_targets(tensors["labels"])
     seed_step(*header["seeds"])
     losses: Losses = model.loss(model(images, targets), targets)
     return losses

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -151,9 +150,3 @@ def quantize_linears(model: nn.Module) -> int:
         setattr(model.get_submodule(parent), name, QuantizedLinear(linear))
         count += 1
     return count
-
-
-def largest_difference(scores: Tensor, reference: Tensor) -> tuple[float, float]:
-    """Share of equal top-1 labels and the largest difference of a probability, for ``[B, K]`` scores."""
-    agreement = (scores.argmax(1) == reference.argmax(1)).float().mean()
-    return float(agreement), float(F.l1_loss(scores, reference, reduction="none").max())

@@ -17,7 +17,7 @@ from saccade.backbones.base import Routing
 from saccade.data.loader import Batch, Loader
 from saccade.engine.modes import evaluating
 from saccade.models.base import VisionModel
-from saccade.types import Classification, ClassTarget, ExplainSpec, Geometry, ImageBatch, Losses
+from saccade.types import ClassTarget, ExplainSpec, Geometry, ImageBatch, Losses, Prediction, Target
 
 MAX_BYTES = 2 << 30
 """Largest cache."""
@@ -56,16 +56,16 @@ class HeadView(VisionModel[Any, Any, Any]):
         self.classes = model.classes
         self.model = model
 
-    def forward(self, images: ImageBatch, targets: Sequence[ClassTarget] | None = None) -> Any:
+    def forward(self, images: ImageBatch, targets: Sequence[Target] | None = None) -> Any:
         """The model's outputs from the cached vectors."""
         model: Any = self.model
         return model.classify(images.pixels, Routing.none(images.pixels))
 
-    def loss(self, outputs: Any, targets: Sequence[ClassTarget]) -> Losses:
+    def loss(self, outputs: Any, targets: Sequence[Target]) -> Losses:
         """As the model."""
         return self.model.loss(outputs, targets)
 
-    def postprocess(self, outputs: Any, images: ImageBatch) -> list[Classification]:
+    def postprocess(self, outputs: Any, images: ImageBatch) -> list[Prediction]:
         """As the model."""
         return self.model.postprocess(outputs, images)
 

@@ -12,15 +12,17 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from saccade.backbones.base import Routing
-from saccade.data.dataset import Dataset, subset
-from saccade.data.loader import Batch, Loader, LoaderConfig
+from saccade.data.dataset import Dataset, Labelled, subset
+from saccade.data.loader import Batch, Loader, LoaderConfig, PictureBatch
 from saccade.data.source import DataSource
-from saccade.engine.evaluate import join_classes
+from saccade.engine.evaluate import check_task, held_out_batches, join_classes
 from saccade.engine.features import MAX_BYTES, FeatureLoader, HeadView, fixed_width
 from saccade.engine.plan import TrainConfig
-from saccade.errors import DataError
+from saccade.errors import ConfigError, DataError
 from saccade.models.base import VisionModel
-from saccade.types import Classes, ClassTarget
+from saccade.models.segmenter import SegmenterConfig
+from saccade.tasks.semantic import relabelled
+from saccade.types import Classes, ClassTarget, MapTarget, Target
 
 
 @runtime_checkable
@@ -31,7 +33,7 @@ class Routed(Protocol):
 
 
 class BatchSource(Protocol):
-    """What gives batches: the loader of pictures, or of cached features."""
+    """What gives training batches: the loader of pictures, or of cached features."""
 
     skipped: list[str]
 
@@ -41,6 +43,16 @@ class BatchSource(Protocol):
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from ``start_batch`` on."""
+        ...
+
+
+class HeldOutSource(Protocol):
+    """What gives validation batches."""
+
+    skipped: list[str]
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch] | Iterator[PictureBatch]:
+        """The batches of one epoch."""
         ...
 
 
@@ -63,7 +75,7 @@ class Feed:
         data: DataSource,
         config: TrainConfig,
         train: BatchSource,
-        val: BatchSource,
+        val: HeldOutSource,
     ) -> None:
         self.train, self.val = train, val
         self.relabel = join_classes(model.classes, data.classes, where=data.name)
@@ -100,7 +112,9 @@ class Feed:
         fresh, self._num_told = problems[self._num_told :], len(problems)
         return fresh
 
-    def _rename(self, target: ClassTarget) -> ClassTarget:
+    def _rename(self, target: Target) -> Target:
+        if isinstance(target, MapTarget):
+            return MapTarget(relabelled(target.labels, self.relabel))
         relabel = self.relabel.to(target.label.device)
         if target.label.ndim == 0:
             return ClassTarget(relabel[target.label])
@@ -114,12 +128,13 @@ def build_feed(model: VisionModel[Any, Any, Any], data: DataSource, config: Trai
     Raises:
         DataError: without a ``train`` split, or where the classes do not fit the model.
     """
+    check_task(model, data.task, where=data.name)
     adopt_classes(model, data.classes)
     train, val, notes = training_splits(data, config)
     settings = LoaderConfig(batch_size=config.batch_size, workers=config.workers, strict=config.strict)
-    val_loader = Loader(val, model.preprocess, replace(settings, batch_size=max(config.batch_size, 128)))
+    val_loader = held_out_batches(val, model, replace(settings, batch_size=max(config.batch_size, 128)))
     width = fixed_width(model, config.freeze) if config.augment.is_off and config.mix.is_off else None
-    if width and fabric.world_size == 1 and len(train) * width * 4 <= MAX_BYTES:
+    if width and fabric.world_size == 1 and len(train) * width * 4 <= MAX_BYTES and isinstance(val_loader, Loader):
         model.to(fabric.device)
         loaders = (Loader(train, model.preprocess, val_loader.config), val_loader)
         cached = [
@@ -144,6 +159,8 @@ def build_feed(model: VisionModel[Any, Any, Any], data: DataSource, config: Trai
             world_size=fabric.world_size,
         )
         feed = Feed(model, data, config, train_loader, val_loader)
+    if config.class_weights:
+        notes.append(weigh_classes(model, train, feed.relabel))
     feed.notes += notes
     return feed
 
@@ -173,7 +190,8 @@ def training_splits(data: DataSource, config: TrainConfig) -> tuple[Dataset, Dat
     train = data.split("train")
     if "val" in data.splits:
         return train, data.splits["val"], []
-    labels = train.labels()
+    # Pictures of one class are held back class by class; a label map has many classes, so any pictures will do.
+    labels = train.labels() if isinstance(train, Labelled) else torch.zeros(len(train), dtype=torch.int64)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))
     held_out: list[int] = []
     for label in sorted(set(labels.tolist())):
@@ -186,3 +204,38 @@ def training_splits(data: DataSource, config: TrainConfig) -> tuple[Dataset, Dat
     kept = torch.nonzero(~is_held_out)[:, 0].tolist()
     note = f"{len(held_out)} of the {len(labels)} training pictures are held back for validation"
     return subset(train, kept), subset(train, sorted(held_out)), [note]
+
+
+def weigh_classes(model: VisionModel[Any, Any, Any], dataset: Dataset, relabel: Tensor) -> str:
+    """Give a segmenter's loss the weights of ``balancing_weights``, unless its config names some; returns what it did.
+
+    Raises:
+        ConfigError: where the model has no loss over label maps.
+    """
+    if not isinstance(model.config, SegmenterConfig):
+        raise ConfigError("class_weights is for segmenters", where="class_weights", remedy="leave it out")
+    loss = model.config.loss
+    if not loss.class_weights:
+        loss = replace(loss, class_weights=balancing_weights(dataset, relabel, len(model.classes)))
+        model.config = replace(model.config, loss=loss)
+    told = ", ".join(f"{name} {weight:g}" for name, weight in zip(model.classes, loss.class_weights, strict=True))
+    return f"class weights: {told}"
+
+
+def balancing_weights(dataset: Dataset, relabel: Tensor, num_classes: int) -> tuple[float, ...]:
+    """Weight of each class that balances them: median frequency balancing, Eigen & Fergus 2014, arXiv 1411.4734.
+
+    The frequency of a class is its share of the pixels of the pictures that it occurs in; classes that occur nowhere
+    weigh nothing. Every label map is read once.
+    """
+    pixels, seen = torch.zeros(num_classes, dtype=torch.float64), torch.zeros(num_classes, dtype=torch.float64)
+    for index in range(len(dataset)):
+        target = dataset[index].target
+        assert isinstance(target, MapTarget)
+        labels = relabelled(target.labels, relabel)
+        counts = torch.bincount(labels.flatten(), minlength=256)[:num_classes].double()
+        pixels += counts
+        seen += (counts > 0) * counts.sum()
+    frequency = pixels / seen
+    weights = (frequency[seen > 0].median() / frequency).nan_to_num(0.0, 0.0, 0.0)
+    return tuple(round(float(weight), 4) for weight in weights)

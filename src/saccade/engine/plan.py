@@ -56,6 +56,8 @@ class TrainConfig(Config):
     """Random changes of the training pictures."""
     mix: Mix = field(default_factory=Mix)
     """Mixup, cutmix, label smoothing."""
+    class_weights: bool = False
+    """Weight the classes of label maps by median frequency, counted in the training data; for segmenters."""
     validation_share: float = 0.1
     """Share of each class held back from training where the data has no ``val``; ``test`` is never looked at."""
     patience: int = 0

@@ -29,8 +29,8 @@ from saccade.engine.optim import MovingAverage, build_optimizer, parameter_group
 from saccade.engine.plan import StepRecord, TrainConfig
 from saccade.engine.run import RunFolder
 from saccade.errors import ConfigError, RunError, TrainingError
-from saccade.metrics.classification import ClassificationMeter
 from saccade.models.base import VisionModel
+from saccade.tasks import TASKS, EvaluateConfig
 from saccade.types import Losses
 
 MAX_CHECKPOINT_SHARE = 0.05
@@ -38,6 +38,10 @@ MAX_CHECKPOINT_SHARE = 0.05
 
 DEAD_SHARE = 0.01
 """An expert that took less than this share of an even load over an epoch counts as dead."""
+
+
+_VALIDATION = EvaluateConfig(resamples=1, boundary_tolerance=0.0)
+"""Only the figures that choose an epoch."""
 
 
 class _Carried:
@@ -83,6 +87,7 @@ class Session:
         resume: bool,
     ) -> None:
         self.model, self.config, self.name = model, config, name
+        self.task = TASKS[model.task]
         folder.check_resumable() if resume else folder.check_free()
         self.fabric, reason = (
             build_fabric(config, matrix_width(model))
@@ -185,19 +190,20 @@ class Session:
         evaluations: dict[str, dict[str, float]] = {}
         if self.fabric.is_global_zero:
             for which, model in self._candidates().items():
-                meter = ClassificationMeter(len(self.model.classes))
+                tally = self.task.tally(self.model.classes.names, self.feed.relabel, _VALIDATION)
                 with self.fabric.autocast():
-                    for _ in score_batches(self.feed.view(model), self.feed.val.epoch(0), meter, self.feed.relabel):
+                    for _ in score_batches(self.feed.view(model), self.feed.val.epoch(0), tally):
                         pass
-                evaluations[which] = meter.compute()
+                evaluations[which] = tally.compute()
         # One process decides for all, so that they cannot disagree about the best epoch or the end.
         return dict(self.fabric.broadcast(evaluations))
 
     def end_epoch(self, evaluations: dict[str, dict[str, float]]) -> StepRecord:
         """Keep the best weights, write history and checkpoint, turn to the next epoch."""
-        which = max(evaluations, key=lambda name: _quality(evaluations[name]))
+        quality = self.task.quality
+        which = max(evaluations, key=lambda name: quality(evaluations[name]))
         metrics = evaluations[which]
-        is_best = self.best is None or _quality(metrics) > _quality(self.best["metrics"])
+        is_best = self.best is None or quality(metrics) > quality(self.best["metrics"])
         self.epoch += 1
         # A loader that skipped unreadable pictures may have given fewer steps than planned; the schedule goes by the
         # plan.
@@ -231,7 +237,7 @@ class Session:
         is_early = self.epoch < self.config.epochs
         result = {
             "split": "val",
-            "headline": "top1",
+            "headline": self.task.headline,
             **(self.best or {}),
             "epochs": self.epoch,
             "stopped_early": is_early,
@@ -395,11 +401,6 @@ def dead_experts(load: Sequence[Sequence[float]]) -> list[str]:
         for expert, share in enumerate(row)
         if share < DEAD_SHARE / len(row)
     ]
-
-
-def _quality(metrics: Mapping[str, float]) -> tuple[float, float]:
-    """What makes an epoch better: the headline, and the likelihood where that ties."""
-    return metrics["top1"], -metrics["nll"]
 
 
 def _difference(then: Any, now: Any, path: str = "") -> str:

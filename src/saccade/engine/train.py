@@ -80,7 +80,7 @@ def resume(out: str | Path, data: DataSource | None = None, *, fabric: Fabric | 
         raise RunError(f"config.json lacks {', '.join(sorted(missing))}", where=str(folder.path))
     model = build_described(settings["model"], where=str(folder.path / "config.json"))
     config = from_dict(TrainConfig, settings["train"])
-    source = data or open_data(settings["data"]["name"], strict=config.strict)
+    source = data or open_data(settings["data"]["name"], task=model.task, strict=config.strict)
     return train(model, source, config, out=out, resume=True, name=settings["name"], fabric=fabric)
 
 

@@ -39,13 +39,16 @@ class AttentionRollout:
     def __call__(
         self, model: nn.Module, images: ImageBatch, scores: Sequence[ScoreFn], spec: ExplainSpec
     ) -> Attribution:
-        """Values on the grid of patches, the same for every score."""
+        """Values on the grid of patches, the same for every score that is read at the same place."""
         check_attention(spec)
         with recording(model, attention=spec.attention, with_gradients=False) as record:
             record.run(images)
             matrices = [attention.float().mean(dim=1) for attention in record.attention()]  # [B, N, N]
-        row = rollout_row(matrices, num_prefix=spec.attention[0].num_prefix, has_class_token=spec.has_class_token)
-        values = _on_grid(row[None], images, spec)
+        places = _places(scores, images, spec)
+        num_prefix, has_class_token = spec.attention[0].num_prefix, spec.has_class_token
+        starts = [None] if places is None else list(places.to(matrices[0]))
+        rows = [rollout_row(matrices, num_prefix, has_class_token, start) for start in starts]
+        values = _on_grid(torch.stack([row.expand(len(images), -1) for row in rows]), images, spec)
         return Attribution(values.expand(len(scores), *values.shape[1:]).clone())
 
 
@@ -67,7 +70,8 @@ class AttentionRelevance:
         """Values on the grid of patches."""
         check_attention(spec)
         num_prefix = spec.attention[0].num_prefix
-        rows = []
+        places = _places(scores, images, spec)
+        rows: list[Tensor] = []
         with recording(model, attention=spec.attention) as record:
             record.run(images)
             attention = record.attention()
@@ -76,24 +80,39 @@ class AttentionRelevance:
                     (a.detach().float() * g.float()).clamp_min(0).mean(dim=2)  # [t, B, N, N]
                     for a, g in zip(attention, gradients, strict=True)
                 ]
-                rows.append(relevance_row(matrices, num_prefix=num_prefix, has_class_token=spec.has_class_token))
+                done = sum(len(row) for row in rows)
+                start = None if places is None else places[done : done + len(matrices[0])].to(matrices[0])
+                rows.append(relevance_row(matrices, num_prefix, spec.has_class_token, start))
         return Attribution(_on_grid(torch.cat(rows), images, spec))
 
 
-def rollout_row(matrices: Sequence[Tensor], *, num_prefix: int, has_class_token: bool) -> Tensor:
-    """The row ``[..., N]`` of the rolled-out attention ``[..., N, N]`` of the token read out; sums to 1."""
+def rollout_row(
+    matrices: Sequence[Tensor], num_prefix: int, has_class_token: bool, start: Tensor | None = None
+) -> Tensor:
+    """The row ``[..., N]`` of the rolled-out attention ``[..., N, N]`` of the token read out; sums to 1.
+
+    Args:
+        matrices: of the blocks, in the order of the forward pass.
+        num_prefix: P.
+        has_class_token: whether token 0 is read out; else the mean of the patches.
+        start: weights ``[..., N]`` with which the tokens are read out instead.
+    """
     row, blocks = _read_out(matrices, num_prefix, has_class_token)
+    row = row if start is None else start
     for matrix in reversed(blocks):
         row = (row + (row[..., None, :] @ matrix)[..., 0, :]) / 2
     return row
 
 
-def relevance_row(matrices: Sequence[Tensor], *, num_prefix: int, has_class_token: bool) -> Tensor:
+def relevance_row(
+    matrices: Sequence[Tensor], num_prefix: int, has_class_token: bool, start: Tensor | None = None
+) -> Tensor:
     """The row ``[..., N]`` of R - I, where R starts as I and becomes R + MR for each matrix ``[..., N, N]``.
 
-    With attention pooling the row is that of the pooling matrix times R.
+    With attention pooling the row is that of the pooling matrix times R. Arguments as of ``rollout_row``.
     """
-    start, blocks = _read_out(matrices, num_prefix, has_class_token)
+    read, blocks = _read_out(matrices, num_prefix, has_class_token)
+    start = read if start is None else start
     row = start
     for matrix in reversed(blocks):
         row = row + (row[..., None, :] @ matrix)[..., 0, :]
@@ -127,6 +146,20 @@ def _read_out(matrices: Sequence[Tensor], num_prefix: int, has_class_token: bool
     else:
         start[..., num_prefix:] = 1 / (last.shape[-1] - num_prefix)
     return start, matrices
+
+
+def _places(scores: Sequence[ScoreFn], images: ImageBatch, spec: ExplainSpec) -> Tensor | None:
+    """Weights ``[T, 1, N]`` of the tokens where each score is read; None where all scores read the whole picture."""
+    given = [getattr(score, "weights", None) for score in scores]
+    if all(weights is None for weights in given):
+        return None
+    canvas = (int(images.pixels.shape[-2]), int(images.pixels.shape[-1]))
+    site, rows = spec.attention[0], []
+    for weights in given:
+        everywhere = torch.ones(canvas) if weights is None else weights.float().cpu()
+        pooled = F.adaptive_avg_pool2d(everywhere[None, None], site.grid(canvas)).flatten()
+        rows.append(F.pad(pooled / pooled.sum(), (site.num_prefix, 0)))
+    return torch.stack(rows)[:, None]
 
 
 def _on_grid(rows: Tensor, images: ImageBatch, spec: ExplainSpec) -> Tensor:

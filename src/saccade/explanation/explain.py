@@ -13,22 +13,24 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.data.decode import read_image
 from saccade.errors import ConfigError, ExplainError, InputError
 from saccade.explanation.adapt import adapt, model_device
 from saccade.explanation.attribution import Attribution, Explainer
-from saccade.explanation.heatmap import Heatmap, to_original
+from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import default_method
 from saccade.explanation.methods import method as named_method
+from saccade.explanation.questions import Asked, ClassQuestions, Question, RegionQuestions, pixel_of
 from saccade.explanation.record import undisturbed, unwrap
-from saccade.explanation.scores import class_score, contrast_score, logits_of
 from saccade.explanation.verdict import Judge, Verdict
-from saccade.types import Classes, Classification, ExplainSpec, ImageBatch
+from saccade.ops.image import Preprocess, to_original
+from saccade.types import Classes, ExplainSpec, Geometry, ImageBatch
 
-Question = str | int | Classification | None
-"""What to explain: a class by name or label, a prediction's likeliest class, or (None) the predicted class."""
+MAX_REGION_PIXELS = 1 << 20
+"""Largest picture that a segmenter is explained on as a whole; of larger ones the surroundings of a pixel are taken."""
 
 
 @dataclass(frozen=True)
@@ -37,32 +39,17 @@ class ExplainOptions:
 
     Attributes:
         method: name of a method, an explainer, or ``auto``.
-        layer: declared layer for the methods that read one.
+        layer: declared layer for the methods that read one; ``auto`` is the one that the model names as usual.
         against: class that the explained one is contrasted with, by name or label.
         verdict: whether to measure how far each map can be trusted.
         batch_size: pictures explained together.
     """
 
     method: str | Explainer = "auto"
-    layer: str = "final"
+    layer: str = "auto"
     against: str | int | None = None
     verdict: bool = True
     batch_size: int = 8
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """One question about one picture: why ``label`` (and not ``against``)?"""
-
-    label: int
-    against: int | None
-
-    def score(self) -> Any:
-        return class_score(self.label) if self.against is None else contrast_score(self.label, self.against)
-
-    def words(self, classes: Classes) -> str:
-        rather = "" if self.against is None else f" rather than {classes[self.against]}"
-        return classes[self.label] + rather
 
 
 class Subject:
@@ -81,6 +68,7 @@ class Subject:
         self.model: nn.Module = module
         self.spec: ExplainSpec = ready.explain_spec()
         self.classes: Classes = ready.classes
+        self.has_regions: bool = getattr(ready, "task", "classification") == "semantic"
 
     @cached_property
     def judge(self) -> Judge:
@@ -97,6 +85,7 @@ class _Subject:
     classes: Classes
     explainer: Explainer
     judge: Judge | None
+    has_regions: bool
 
 
 def explain(
@@ -106,18 +95,18 @@ def explain(
     of: Question = None,
     against: str | int | None = None,
     method: str | Explainer = "auto",
-    layer: str = "final",
+    layer: str = "auto",
     verdict: bool = True,
 ) -> Heatmap:
-    """Why the model gives one picture one class.
+    """Why the model gives one picture, or one region of it, one class.
 
     Args:
         model: one of ours, or any ``torch.nn.Module`` classifier that ``adapt`` can read.
         image: path, bytes, PIL picture, uint8 array or tensor.
-        of: class name, label, or a prediction (its likeliest class); the predicted class where it is None.
+        of: what to explain, see ``Question``.
         against: a second class: why the first and not this one.
         method: name of a method, an explainer object, or ``auto``.
-        layer: declared layer for the methods that read one.
+        layer: declared layer for the methods that read one; ``auto`` is the one that the model names as usual.
         verdict: measure how far the map can be trusted.
 
     Raises:
@@ -134,7 +123,7 @@ def explain_batch(
     of: Sequence[Question] = (None,),
     options: ExplainOptions | None = None,
 ) -> list[list[Heatmap]]:
-    """Explain several classes on several pictures; the forward passes are shared.
+    """Explain several questions on several pictures; the forward passes are shared.
 
     Args:
         model: one of ours, or any ``torch.nn.Module`` classifier that ``adapt`` can read; a ``Subject`` where more
@@ -153,8 +142,10 @@ def explain_batch(
         raise ConfigError(f"batch_size is {options.batch_size}", expected="at least 1")
     subject = _subject(model, options)
     heatmaps = []
-    for start in range(0, len(images), options.batch_size):
-        pictures = [read_image(image) for image in images[start : start + options.batch_size]]
+    # A region belongs to its own picture, so pictures of a segmenter share nothing.
+    at_once = 1 if subject.has_regions else options.batch_size
+    for start in range(0, len(images), at_once):
+        pictures = [read_image(image) for image in images[start : start + at_once]]
         heatmaps += _explain_pictures(subject, pictures, of, options)
     return heatmaps
 
@@ -165,7 +156,10 @@ def _subject(model: nn.Module | Subject, options: ExplainOptions) -> _Subject:
     explainer = (
         asked if not isinstance(asked, str) else default_method(ready.spec) if asked == "auto" else named_method(asked)
     )
-    if options.layer != "final":
+    if options.layer == "auto":
+        if isinstance(asked, str) and hasattr(explainer, "layer"):
+            explainer = replace(explainer, layer=ready.spec.usual_layer)  # type: ignore[type-var]
+    elif options.layer != "final" or hasattr(explainer, "layer"):
         if asked == "auto":
             explainer = named_method("hirescam")
         if not hasattr(explainer, "layer"):
@@ -175,7 +169,8 @@ def _subject(model: nn.Module | Subject, options: ExplainOptions) -> _Subject:
                 remedy="leave layer out, or choose method 'hirescam'",
             )
         explainer = replace(explainer, layer=options.layer)  # type: ignore[type-var]
-    return _Subject(ready.model, ready.spec, ready.classes, explainer, ready.judge if options.verdict else None)
+    judge = ready.judge if options.verdict else None
+    return _Subject(ready.model, ready.spec, ready.classes, explainer, judge, ready.has_regions)
 
 
 def _explain_pictures(
@@ -183,30 +178,73 @@ def _explain_pictures(
 ) -> list[list[Heatmap]]:
     model: Any = subject.model
     device, dtype = model_device(model)
-    images: ImageBatch = model.preprocess(pictures).to(device, dtype).channels_last()
+    images, of = _on_canvas(subject, pictures, of)
+    images = images.to(device, dtype).channels_last()
     with undisturbed(model), torch.no_grad():
         outputs = model(images)
-        logits = logits_of(outputs).float()
-    if not logits.isfinite().all():
+        asked = _ask(subject, outputs, images, of, options.against)
+        values = [[float(question.score(outputs)[index]) for question in row] for index, row in enumerate(asked)]
+    if not all(math.isfinite(value) for row in values for value in row):
         raise ExplainError("the scores of the model are not finite", remedy="check its weights and its precision")
-    against = None if options.against is None else _label(options.against, subject.classes)
-    asked = [[_Asked(_resolve(q, row, subject.classes), against) for q in of] for row in logits]
-    if any(question.label == against for row in asked for question in row):
-        name = subject.classes[against or 0]
-        remedy = "say with `of` which class to explain, or choose another `against`"
-        raise InputError(f"class {name!r} is contrasted with itself", where="against", remedy=remedy)
     found = _attribute(subject, images, asked)
     verdicts = _verdicts(subject, images, asked, found)
     return [
         [
-            _heatmap(subject, images[index], picture, question, attribution, logits[index], verdict)
-            for question, attribution, verdict in zip(asked[index], found[index], verdicts[index], strict=True)
+            _heatmap(subject, images[index], picture, question, attribution, value, verdict)
+            for question, attribution, value, verdict in zip(
+                asked[index], found[index], values[index], verdicts[index], strict=True
+            )
         ]
         for index, picture in enumerate(pictures)
     ]
 
 
-def _attribute(subject: _Subject, images: ImageBatch, asked: list[list[_Asked]]) -> list[list[Attribution]]:
+def _on_canvas(
+    subject: _Subject, pictures: list[Tensor], of: Sequence[Question]
+) -> tuple[ImageBatch, Sequence[Question]]:
+    """Pictures as the model sees them; of one that is too large, the surroundings of the pixel that is asked about."""
+    preprocess: Preprocess = subject.model.preprocess  # type: ignore[assignment]
+    height, width = int(pictures[0].shape[-2]), int(pictures[0].shape[-1])
+    if preprocess.policy != "native" or height * width <= MAX_REGION_PIXELS:
+        return _filled(preprocess(pictures), subject.model), of
+    pixels = [pixel_of(question) for question in of]
+    if len(of) != 1 or pixels[0] is None:
+        raise InputError(
+            f"a picture of {width}x{height} pixels is too large to be explained as a whole",
+            where="of",
+            expected=f"at most {MAX_REGION_PIXELS:,} pixels, or one pixel such as 120,84",
+            remedy="ask for one pixel, or cut out the part that matters",
+        )
+    side = math.isqrt(MAX_REGION_PIXELS)
+    left, top = (
+        min(max(place - side // 2, 0), max(whole - side, 0))
+        for place, whole in zip(pixels[0], (width, height), strict=True)
+    )
+    part = preprocess([pictures[0][:, top : top + side, left : left + side]])
+    return _filled(replace(part, geometries=(Geometry((height, width), offset=(-top, -left)),)), subject.model), of
+
+
+def _filled(images: ImageBatch, model: nn.Module) -> ImageBatch:
+    """The canvas enlarged as a segmenter would enlarge it inside, so that its grids cover the canvas exactly."""
+    stride: int = getattr(model, "stride", 1)
+    below, beside = (-int(side) % stride for side in images.pixels.shape[-2:])
+    if not below and not beside:
+        return images
+    return replace(images, pixels=F.pad(images.pixels, (0, beside, 0, below), mode="replicate"))
+
+
+def _ask(
+    subject: _Subject, outputs: Any, images: ImageBatch, of: Sequence[Question], against: str | int | None
+) -> list[list[Asked]]:
+    """Every question about every picture, with its score."""
+    if subject.has_regions:
+        regions = RegionQuestions(outputs, images, subject.classes, against)
+        return [[regions.ask(question) for question in of]]
+    classes = ClassQuestions(outputs, subject.classes, against)
+    return [[classes.ask(question, index) for question in of] for index in range(len(images))]
+
+
+def _attribute(subject: _Subject, images: ImageBatch, asked: list[list[Asked]]) -> list[list[Attribution]]:
     """One attribution ``[1, 1, h, w]`` per picture and question.
 
     Where further scores cost almost nothing, the union of all questions is asked of the whole batch; elsewhere pictures
@@ -219,7 +257,7 @@ def _attribute(subject: _Subject, images: ImageBatch, asked: list[list[_Asked]])
         groups = _same_questions(asked)
     for questions, members in groups:
         part = _subset(images, members)
-        scores = [question.score() for question in questions]
+        scores = [question.score for question in questions]
         attribution = subject.explainer(subject.model, part, scores, subject.spec)
         for place, index in enumerate(members):
             results[index] = [_pick(attribution, questions.index(question), place) for question in asked[index]]
@@ -227,7 +265,7 @@ def _attribute(subject: _Subject, images: ImageBatch, asked: list[list[_Asked]])
 
 
 def _verdicts(
-    subject: _Subject, images: ImageBatch, asked: list[list[_Asked]], found: list[list[Attribution]]
+    subject: _Subject, images: ImageBatch, asked: list[list[Asked]], found: list[list[Attribution]]
 ) -> list[list[Verdict | None]]:
     """One verdict per picture and question; pictures with the same questions are judged together."""
     results: list[list[Verdict | None]] = [[None] * len(row) for row in asked]
@@ -235,16 +273,16 @@ def _verdicts(
         return results
     for questions, members in _same_questions(asked):
         columns = [[found[index][asked[index].index(question)] for index in members] for question in questions]
-        scores = [question.score() for question in questions]
+        scores = [question.score for question in questions]
         verdicts = subject.judge(_subset(images, members), scores, subject.explainer, _joined(columns))
         for place, index in enumerate(members):
             results[index] = [verdicts[questions.index(question)][place] for question in asked[index]]
     return results
 
 
-def _same_questions(asked: list[list[_Asked]]) -> list[tuple[list[_Asked], list[int]]]:
+def _same_questions(asked: list[list[Asked]]) -> list[tuple[list[Asked], list[int]]]:
     """Pictures grouped by what is asked of them, each question once."""
-    members: dict[tuple[_Asked, ...], list[int]] = {}
+    members: dict[tuple[Asked, ...], list[int]] = {}
     for index, row in enumerate(asked):
         members.setdefault(tuple(dict.fromkeys(row)), []).append(index)
     return [(list(row), indices) for row, indices in members.items()]
@@ -279,9 +317,9 @@ def _heatmap(
     subject: _Subject,
     images: ImageBatch,
     picture: Tensor,
-    question: _Asked,
+    question: Asked,
     attribution: Attribution,
-    logits: Tensor,
+    score: float,
     verdict: Verdict | None,
 ) -> Heatmap:
     values, explainer = attribution.values[0, 0], subject.explainer
@@ -290,7 +328,10 @@ def _heatmap(
     canvas = (int(images.pixels.shape[-2]), int(images.pixels.shape[-1]))
     original, seen = to_original(values.detach(), canvas, images.geometries[0])
     negative = _number(attribution.negative)
-    score = logits[question.label] - (0 if question.against is None else logits[question.against])
+    region = None
+    if question.region is not None:
+        # Back to the original pixels; half covered counts as covered.
+        region = (to_original(question.region[None].float(), canvas, images.geometries[0])[0][0] >= 0.5).cpu()
     return Heatmap(
         map=original.cpu(),
         seen=seen.cpu(),
@@ -299,17 +340,18 @@ def _heatmap(
         is_class_agnostic=explainer.is_class_agnostic,
         name=explainer.name,
         method=repr(explainer),
-        of=question.words(subject.classes),
-        score=float(score),
+        of=question.words,
+        score=score,
         layer=attribution.layer,
         error=_number(attribution.error),
         negative=negative,
         blank=_blank_reason(values, negative),
         verdict=verdict,
+        region=region,
         manifest={
             "model": type(subject.model).__name__,
             "method": repr(explainer),
-            "score": repr(question.score()),
+            "score": repr(question.score),
             "layer": attribution.layer and subject.spec.layers[attribution.layer].path,
             "canvas": list(canvas),
             "seed": getattr(explainer, "seed", None),
@@ -334,20 +376,3 @@ def _number(values: Tensor | None) -> float | None:
         return None
     number = float(values.flatten()[0])
     return number if math.isfinite(number) else None
-
-
-def _resolve(question: Question, logits: Tensor, classes: Classes) -> int:
-    if question is None:
-        return int(logits.argmax())
-    if isinstance(question, Classification):
-        # Joined by name: the prediction may come from a model with another order of classes.
-        return classes.id(question.name)
-    return _label(question, classes)
-
-
-def _label(question: str | int, classes: Classes) -> int:
-    if isinstance(question, str):
-        return classes.id(question)
-    if not 0 <= question < len(classes):
-        raise InputError(f"class {question} does not exist", where="of", expected=f"0 to {len(classes) - 1}")
-    return int(question)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from saccade.atomic import whole_file
 from saccade.errors import InputError
-from saccade.types import Geometry
 
 if TYPE_CHECKING:
     from saccade.explanation.verdict import Verdict
@@ -42,6 +41,7 @@ class Heatmap:
         negative: share of the evidence that spoke against the score; None where unknown.
         blank: why the map is empty; None where it is not.
         verdict: how far the map can be trusted; None where it was not asked for.
+        region: ``[h, w]`` bool, the pixels whose class is explained; None where it is that of the whole picture.
         manifest: how the map came about: model, versions, options.
         notes: one sentence per peculiarity.
     """
@@ -60,6 +60,7 @@ class Heatmap:
     negative: float | None = None
     blank: str | None = None
     verdict: Verdict | None = None
+    region: Tensor | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -89,12 +90,21 @@ class Heatmap:
             return torch.zeros_like(self.map)
         return (self.map / scale).clamp(-1 if self.is_signed else 0, 1)
 
+    @property
+    def outlined(self) -> Tensor:
+        """The picture ``[3, h, w]`` uint8, with a line around the region that is asked about."""
+        from saccade import render
+
+        return self.image if self.region is None else render.outlined(self.image, self.region)
+
     def overlay(self, scale: float | None = None) -> Tensor:
         """The map drawn over the picture, ``[3, h, w]`` uint8; crossed out where its verdict is "failed"."""
         from saccade import render  # matplotlib's colour maps are loaded only when something is drawn
 
         is_failed = self.verdict is not None and self.verdict.status == "failed"
-        drawn: Tensor = render.overlay(self.image, self.display(scale), self.is_signed, scale=1.0, is_failed=is_failed)
+        drawn: Tensor = render.overlay(
+            self.outlined, self.display(scale), self.is_signed, scale=1.0, is_failed=is_failed
+        )
         return drawn
 
     def save(self, path: str | Path, scale: float | None = None) -> Path:
@@ -155,32 +165,3 @@ class Heatmap:
         )
         facts = {name: getattr(self, name) for name in names}
         return facts | {"notes": list(self.notes), "verdict": judged, "manifest": dict(self.manifest)}
-
-
-def to_original(values: Tensor, canvas: tuple[int, int], geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Values ``[..., gh, gw]`` that cover the whole canvas, laid out in the pixels of the original picture.
-
-    Interpolation is bilinear between cell centres; where cells are smaller than pixels, all cells under a pixel count.
-
-    Returns:
-        ``[..., h, w]`` float32 and ``seen [h, w]`` bool: False (and zero) where the canvas does not show the pixel.
-    """
-    vertical, seen_rows = _resampling(int(values.shape[-2]), canvas, geometry, axis=0)
-    horizontal, seen_columns = _resampling(int(values.shape[-1]), canvas, geometry, axis=1)
-    resampled = vertical.to(values.device) @ values.float() @ horizontal.to(values.device).mT
-    return resampled, (seen_rows[:, None] & seen_columns[None, :]).to(values.device)
-
-
-def _resampling(cells: int, canvas: tuple[int, int], geometry: Geometry, axis: int) -> tuple[Tensor, Tensor]:
-    """The matrix ``[n, cells]`` from cells to original pixels along one axis, and which of those are seen ``[n]``."""
-    cell_size = canvas[axis] / cells
-    centres = torch.arange(geometry.original_size[axis], dtype=torch.float64) + 0.5
-    on_canvas = centres * geometry.scale[axis] + geometry.offset[axis]
-    is_seen = (on_canvas >= 0) & (on_canvas <= canvas[axis])
-    # Beyond the outermost centres the outermost cell holds.
-    places = (on_canvas / cell_size - 0.5).clamp(0, cells - 1)
-    # A tent as wide as a cell interpolates; as wide as a pixel, where that is wider, it averages instead of skipping.
-    reach = max(geometry.scale[axis] / cell_size, 1.0)
-    weights = (1 - (places[:, None] - torch.arange(cells)).abs() / reach).clamp_min(0)
-    weights = weights / weights.sum(dim=1, keepdim=True) * is_seen[:, None]
-    return weights.float(), is_seen

@@ -23,7 +23,8 @@ class Answers(NamedTuple):
     """What a model says of every probe.
 
     Attributes:
-        values: ``[B, probes, K]`` logits, or ``[B, probes, T]`` scores where the outputs hold no logits.
+        values: ``[1, B, probes, K]`` logits, or ``[T, B, probes, 1]`` scores where the outputs hold no logits of the
+            whole picture.
         is_logits: which of the two.
     """
 
@@ -36,19 +37,19 @@ def answers_of(model: nn.Module, images: ImageBatch, probes: Tensor, scores: Seq
     with torch.no_grad():
         outputs = model(images.with_pixels(probes.flatten(0, 1)))
         try:
-            values, is_logits = logits_of(outputs), True
+            values, is_logits = logits_of(outputs)[None], True
         except ExplainError:
-            values, is_logits = torch.stack([score(outputs) for score in scores], dim=-1), False
-    return Answers(values.double().cpu().reshape(*probes.shape[:2], -1), is_logits)
+            values, is_logits = torch.stack([score(outputs) for score in scores])[..., None], False
+    return Answers(values.double().cpu().reshape(len(values), *probes.shape[:2], -1), is_logits)
 
 
 def movement(answers: Answers) -> Tensor:
-    """``[B]``: root mean square over the probes of how far the answer moves from that to the whole picture."""
+    """``[1 or T, B]``: root mean square over the probes of how far the answer moves from that to the whole picture."""
     values = answers.values
     if answers.is_logits and values.shape[-1] > 1:
         # What is common to all logits changes no answer.
         values = values - values.mean(-1, keepdim=True)
-    length: Tensor = (values[:, 1:] - values[:, :1]).square().sum(-1).mean(-1).sqrt()
+    length: Tensor = (values[:, :, 1:] - values[:, :, :1]).square().sum(-1).mean(-1).sqrt()
     return length
 
 
@@ -83,12 +84,15 @@ def both_games(values: Tensor, inner: list[int], seed: int) -> Tensor:
     return torch.cat([deleted, keep_masks(mirrored_ties(order, values), inner, is_deletion=False)[0]])
 
 
-def areas(seen: Tensor, inner: list[int], number: int, random_orders: int) -> dict[str, float]:
-    """Figures from the scores ``[M]`` of: whole, blank, random deletions, centre (both), map (both)."""
+def areas(
+    seen: Tensor, inner: list[int], number: int, random_orders: int, *, has_region: bool = False
+) -> dict[str, float]:
+    """Figures from the scores ``[M]`` of: whole, blank, random deletions, centre (both), map (both), region (both)."""
     whole, blank = seen[:1], seen[1:2]
     fractions = torch.tensor([0, *inner, number], dtype=torch.float64) / number
     points = len(inner)
     runs = seen[2:].reshape(-1, points)
+    runs, region = (runs[:-2], runs[-2:]) if has_region else (runs, runs[:0])
 
     def deleted(run: Tensor) -> float:
         return float(torch.trapezoid(torch.cat([whole, run, blank]), fractions))
@@ -110,5 +114,7 @@ def areas(seen: Tensor, inner: list[int], number: int, random_orders: int) -> di
     }
     unit = span if span > 0 else 1.0
     figures["advantage"] = (figures["insertion"] - figures["deletion"]) / unit
+    if has_region:
+        figures["advantage_region"] = (inserted(region[1]) - deleted(region[0])) / unit
     figures["advantage_centre"] = (figures["insertion_centre"] - figures["deletion_centre"]) / unit
     return figures

@@ -27,11 +27,15 @@ from saccade.explanation.attribution import Attribution, Explainer, ScoreFn
 from saccade.explanation.faithfulness import centre_map, counts_of, keep_masks, negative_share, rank_similarity
 from saccade.explanation.perturbation import Baseline, baseline_pixels, masked_scores, masks_at_once
 from saccade.explanation.record import undisturbed
+from saccade.explanation.scores import RegionScore
 from saccade.explanation.scramble import Extent, scrambled
 from saccade.explanation.trials import answers_of, areas, both_games, cells_of, movement, pooled
 from saccade.types import ExplainSpec, ImageBatch
 
 Status = Literal["supported", "weak", "failed"]
+
+SMALLEST_REGION = 64
+"""Pixels of a region within which maps can be compared."""
 
 EVEN = 0.8
 """A map whose lowest value is more than this share of its highest looks like one flat colour; that is remarked on."""
@@ -70,6 +74,8 @@ class VerdictConfig(Config):
     """An advantage further than this below that of a blob at the centre is "weak"."""
     weak_similarity: float = 0.7
     """A similarity above this is "weak"."""
+    min_region_advantage: float = 0.1
+    """Of a question about a region: an advantage below this is "failed"; pointing at the region gets far more."""
     weak_error: float = 0.5
     """A relative completeness gap or Monte-Carlo error above this is "weak"."""
 
@@ -147,7 +153,7 @@ class Judge:
         for score in range(len(scores)):
             row = []
             for image in range(len(images)):
-                figures = trials.figures[score][image] | response[image]
+                figures = trials.figures[score][image] | response[score][image]
                 figures |= {} if similarity is None else similarity[score][image]
                 values = attribution.values[score, image].float()
                 figures |= _own_figures(attribution, score, image)
@@ -172,6 +178,12 @@ class Judge:
         own = torch.stack(
             [torch.stack([both_games(v, inner, config.seed) for v in row]) for row in values]
         )  # [T, B, m, N]
+        regions = _regions(scores)
+        if regions is not None:
+            # The control of a question about a region: pointing at the region itself.
+            there = pooled(regions[:, None].expand(-1, len(images), -1, -1), cell, number)
+            control = torch.stack([torch.stack([both_games(v, inner, config.seed) for v in row]) for row in there])
+            own = torch.cat([own, control], dim=2)
         common = torch.cat(shared).expand(len(images), -1, -1)
         masks = torch.cat([common, own.transpose(0, 1).flatten(1, 2)], dim=1)  # [B, M, N]
         seen = self._seen(images, baseline, scores, masks, cell)  # [T, B, M]
@@ -179,7 +191,10 @@ class Judge:
         for score in range(len(scores)):
             start = common.shape[1] + score * own.shape[2]
             columns = torch.cat([seen[score, :, : common.shape[1]], seen[score, :, start : start + own.shape[2]]], -1)
-            figures.append([areas(c.double(), inner, number, config.random_orders) for c in columns])
+            has_region = regions is not None
+            figures.append(
+                [areas(c.double(), inner, number, config.random_orders, has_region=has_region) for c in columns]
+            )
         return _Trials(figures, common.shape[1] + own.shape[2])
 
     def _seen(
@@ -197,22 +212,29 @@ class Judge:
 
         return torch.cat(list(masked_scores(self.model, images, baseline, enlarged(), scores)), dim=-1).cpu()
 
-    def _response(self, images: ImageBatch, baseline: Tensor, scores: Sequence[ScoreFn]) -> list[dict[str, float]]:
-        """How far hiding the picture, or half its cells, moves the answer; beside that of the shuffled copies."""
+    def _response(
+        self, images: ImageBatch, baseline: Tensor, scores: Sequence[ScoreFn]
+    ) -> list[list[dict[str, float]]]:
+        """How far hiding the picture, or half its cells, moves the answer; beside that of the shuffled copies.
+
+        ``[T][B]``: classifiers answer with all their logits, so all scores get the same; others with each score.
+        """
         probes = self._probes(images, baseline)
         answers = answers_of(self.model, images, probes, scores)
-        own = movement(answers)  # [B]
-        figures = [{"response": float(value)} for value in own]
+        own = movement(answers).expand(len(scores), -1)  # [T, B]
+        figures = [[{"response": float(value)} for value in row] for row in own]
         if answers.is_logits:
-            for entry, row in zip(figures, answers.values[:, 0].softmax(-1), strict=True):
-                entry["confidence"] = float(row.max())
+            for image, row in enumerate(answers.values[0, :, 0].softmax(-1)):
+                for entries in figures:
+                    entries[image]["confidence"] = float(row.max())
         if not self._copies:
             return figures
         others = torch.stack([movement(answers_of(other, images, probes, scores)) for other in self._copies])
         # The root of the mean square, not the median: a single copy that reacts as strongly is reason for doubt.
-        usual = others.nan_to_num(posinf=torch.finfo(torch.float64).max ** 0.5).square().mean(0).sqrt()
-        for entry, mine, theirs in zip(figures, own.tolist(), usual.tolist(), strict=True):
-            entry["response_ratio"] = min(mine / max(theirs, 1e-30), 1e6) if mine > 0 else 0.0
+        usual = others.nan_to_num(posinf=torch.finfo(torch.float64).max ** 0.5).square().mean(0).sqrt().expand_as(own)
+        for entries, mine, theirs in zip(figures, own.tolist(), usual.tolist(), strict=True):
+            for entry, here, there in zip(entries, mine, theirs, strict=True):
+                entry["response_ratio"] = min(here / max(there, 1e-30), 1e6) if here > 0 else 0.0
         return figures
 
     def _probes(self, images: ImageBatch, baseline: Tensor) -> Tensor:
@@ -228,9 +250,16 @@ class Judge:
     def _similarity(
         self, images: ImageBatch, scores: Sequence[ScoreFn], explainer: Explainer, attribution: Attribution
     ) -> list[list[dict[str, float]]] | None:
-        """Rank correlation of the maps with those of shuffled copies; None where the method is too costly for that."""
+        """Rank correlation of the maps with those of shuffled copies; None where the method is too costly for that.
+
+        Of a question about a region only the pixels of the region count: outside of it, the maps of every model fall
+        off with the distance, whatever it learned. A region of a few pixels leaves nothing to compare.
+        """
         copies = self._copies[: self.config.rerun]
         if not copies or getattr(explainer, "is_costly", False):
+            return None
+        regions = _regions(scores)
+        if regions is not None and int(regions.sum(dim=(1, 2)).min()) < SMALLEST_REGION:
             return None
         found = []
         for other in copies:
@@ -238,8 +267,10 @@ class Judge:
             found.append(explainer(other, images, scores, declared() if declared else self.spec).values.float())
 
         def measure(score: int, image: int) -> dict[str, float]:
-            mine = attribution.values[score, image].float()
-            theirs = [values[score, image] for values in found]
+            maps = [attribution.values[score, image].float(), *(values[score, image] for values in found)]
+            if regions is not None:
+                maps = [_inside(values, regions[score] > 0) for values in maps]
+            mine, *theirs = maps
             signed = [rank_similarity(mine, other) for other in theirs]
             absolute = [rank_similarity(mine.abs(), other.abs()) for other in theirs]
             return {"similarity": sum(signed) / len(signed), "similarity_abs": sum(absolute) / len(absolute)}
@@ -258,6 +289,18 @@ def judge(
 ) -> list[list[Verdict]]:
     """One verdict for every score and image, ``[T][B]``; use a ``Judge`` where more pictures will follow."""
     return Judge(model, spec, config)(images, scores, explainer, attribution)
+
+
+def _regions(scores: Sequence[ScoreFn]) -> Tensor | None:
+    """The regions ``[T, H, W]`` of 0 and 1 that the scores are about; None where they are about whole pictures."""
+    masks = [score.mask.float().cpu() for score in scores if isinstance(score, RegionScore)]
+    return torch.stack(masks) if len(masks) == len(scores) else None
+
+
+def _inside(values: Tensor, region: Tensor) -> Tensor:
+    """A map ``[h, w]`` laid over the canvas, its values in the region."""
+    large = F.interpolate(values[None, None].cpu(), region.shape, mode="bilinear", align_corners=False)[0, 0]
+    return large[region]
 
 
 class _Trials(NamedTuple):
@@ -315,6 +358,11 @@ def _failures(figures: Mapping[str, float], config: VerdictConfig) -> list[str]:
     gains = (figures["deletion_random"] - figures["deletion"], figures["insertion"] - figures["deletion_random"])
     if max(gains) <= (unit if figures["advantage"] <= 0 else 0):
         found.append("hiding what the map points at changes the score no more than hiding at random")
+    elif figures["advantage"] < config.min_region_advantage and "advantage_region" in figures:
+        found.append(
+            f"insertion beats deletion by only {figures['advantage']:.2f} of the range of the score; merely pointing "
+            f"at the region gets {figures['advantage_region']:.2f}"
+        )
     if max(figures.get("similarity", 0.0), figures.get("similarity_abs", 0.0)) > config.max_similarity:
         found.append("the map stays the same when the weights are shuffled, so it does not show what the model learned")
     return found
@@ -344,6 +392,9 @@ def _remarks(figures: Mapping[str, float]) -> list[str]:
     found = []
     if figures["evenness"] > EVEN:
         found.append(f"the map is almost even: its lowest value is {figures['evenness']:.0%} of its highest")
+    if figures["advantage"] <= figures.get("advantage_region", -1.0) + 0.05:
+        told = f"{figures['advantage_region']:.2f} of the range"
+        found.append(f"pointing at the region itself does as well ({told}): the model decides by what is inside of it")
     if 0 < figures["advantage"] <= figures["advantage_centre"]:
         found.append("a blob at the centre of the picture would have found it too")
     if figures["deletion"] >= figures["deletion_random"]:

@@ -16,11 +16,11 @@ from torch import nn
 from saccade.config import Config
 from saccade.errors import ConfigError
 from saccade.ops.image import Preprocess
-from saccade.types import Classes, Classification, ClassTarget, ExplainSpec, ImageBatch, Losses, TaskName
+from saccade.types import Classes, ExplainSpec, ImageBatch, Losses, Prediction, Target, TaskName
 
 OutputsT = TypeVar("OutputsT")
-TargetT = TypeVar("TargetT", bound=ClassTarget)
-PredictionT = TypeVar("PredictionT", bound=Classification)
+TargetT = TypeVar("TargetT", bound=Target)
+PredictionT = TypeVar("PredictionT", bound=Prediction)
 
 
 @dataclass(frozen=True, kw_only=True)

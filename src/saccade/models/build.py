@@ -15,6 +15,11 @@ from saccade.config import from_dict, override
 from saccade.errors import ConfigError, UnknownNameError, WeightsError
 from saccade.models.base import ModelConfig, VisionModel
 from saccade.models.classifier import ClassifierConfig
+from saccade.models.fcn import FCNConfig
+from saccade.models.patch_cnn import PatchCNNConfig
+from saccade.models.segnet import SegNetConfig
+from saccade.models.unet import UNetConfig
+from saccade.models.vit_seg import VitSegConfig
 from saccade.ops.image import Preprocess
 from saccade.registry import lookup
 from saccade.types import Classes, ImageBatch
@@ -25,7 +30,14 @@ from saccade.weights.transfer import TransferReport, load_matching
 
 AnyModel = VisionModel[Any, Any, Any]
 
-CONFIG_KINDS: dict[str, type[ModelConfig]] = {"classifier": ClassifierConfig}
+CONFIG_KINDS: dict[str, type[ModelConfig]] = {
+    "classifier": ClassifierConfig,
+    "fcn": FCNConfig,
+    "patch_cnn": PatchCNNConfig,
+    "segnet": SegNetConfig,
+    "unet": UNetConfig,
+    "vit_seg": VitSegConfig,
+}
 """Every kind of model config, by its ``kind`` field."""
 
 SOURCES: dict[str, Callable[[str], Published]] = {
@@ -103,7 +115,7 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
 def from_source(
     source: str, num_classes: int | None = None, classes: Classes | Sequence[str] | None = None
 ) -> AnyModel:
-    """A published classifier with its weights, classes and preprocessing; downloads where the cache has it not.
+    """A published model with its weights, classes and preprocessing; downloads where the cache has it not.
 
     Args:
         source: ``timm/NAME[.TAG]``, ``torchvision/NAME`` or ``transformers/OWNER/NAME``.
@@ -118,7 +130,7 @@ def from_source(
 
 
 def fetch(source: str) -> Published:
-    """The published classifier ``SOURCE/NAME``, translated."""
+    """The published model ``SOURCE/NAME``, translated."""
     kind, _, name = source.partition("/")
     if kind not in SOURCES or not name:
         raise UnknownNameError("source of weights", source, [f"{known}/NAME" for known in SOURCES])
@@ -128,12 +140,12 @@ def fetch(source: str) -> Published:
 def adopt(
     published: Published, num_classes: int | None = None, classes: Classes | Sequence[str] | None = None
 ) -> AnyModel:
-    """Our model of a published classifier, held against the original before its head is replaced.
+    """Our model of a published one, held against the original before its head is replaced.
 
     Raises:
         WeightsError: where the two do not compute the same.
     """
-    config = from_dict(ClassifierConfig, published.config)
+    config = read_config(published.config)
     model = build(config, Classes(published.classes) if published.classes else None)
     report = load_matching(model, published.state)
     if report.fresh or report.left:
@@ -153,8 +165,9 @@ def adopt(
 def load_weights(model: AnyModel, source: str | Path) -> TransferReport:
     """Load a file of weights or a published source into a model: all of the backbone, the head where it fits.
 
-    The head is taken where its shape fits and, as far as both are told, its classes are the model's. Mean and standard
-    deviation of the pixels are taken over where the source tells them; a foreign file does not.
+    The backbone may come from a model for another task, such as a classifier. The head is taken where its shape fits
+    and, as far as both are told, its classes are the model's. Mean and standard deviation of the pixels are taken over
+    where the source tells them; a foreign file does not.
 
     Raises:
         WeightsError: where the file is damaged or of another architecture; the model stays as it was.
@@ -164,7 +177,8 @@ def load_weights(model: AnyModel, source: str | Path) -> TransferReport:
         about = read_description(source)
         classes, config = about.get("classes"), about.get("config", {})
         try:
-            state = recognise(state).convert(state)
+            if not about and state.keys() != model.state_dict().keys():
+                state = recognise(state).convert(state)
             report = load_matching(model, state, takes_head=_are_same(classes, model.classes))
         except WeightsError as error:
             error.where = error.where or str(source)
@@ -196,8 +210,10 @@ def _named(num_classes: int | None, classes: Classes | Sequence[str] | None) -> 
 
 def _hold_against(model: AnyModel, published: Published) -> None:
     """Compare with the original on noise: names that fit do not prove that the layers between them are the same."""
-    side_h, side_w = model.preprocess.size
-    noise: Tensor = torch.randn(1, 3, side_h, side_w, generator=torch.Generator().manual_seed(0))
+    size = model.preprocess.size
+    if model.preprocess.policy == "native":  # any canvas does, and a large one takes long
+        size = (min(size[0], 128), min(size[1], 128))
+    noise: Tensor = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     was_training = model.training
     model.eval()
     with torch.no_grad():

@@ -28,10 +28,11 @@ class Preprocess(Config):
     """How a picture becomes pixels. Colour order is RGB, always."""
 
     size: tuple[int, int] = (224, 224)
-    """Height and width of the canvas."""
-    policy: Literal["stretch", "crop", "letterbox"] = "crop"
+    """Height and width of the canvas (of crops and tiles where the policy is ``native``)."""
+    policy: Literal["stretch", "crop", "letterbox", "native"] = "crop"
     """``stretch`` ignores the aspect ratio; ``crop`` fits the shorter side and cuts the centre; ``letterbox`` fits the
-    longer side and pads right and bottom."""
+    longer side and pads right and bottom; ``native`` leaves every pixel as it is: the canvas is as large as the largest
+    picture of a batch, and ``size`` is that of training crops and of the tiles that large pictures are cut into."""
     crop_fraction: float = 1.0
     """With ``crop``: the share of the resized picture's shorter side that the canvas covers (torchvision: 224/256)."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -68,14 +69,24 @@ class Preprocess(Config):
             stacked = images if isinstance(images, Tensor) else torch.stack(list(images))
             content, geometry = self.fit(stacked)
             size = (int(content.shape[-2]), int(content.shape[-1]))
-            return ImageBatch(self.normalise(self.pad(content)), (size,) * len(images), (geometry,) * len(images))
+            pixels = self.normalise(self.pad(content, self.canvas([size])))
+            return ImageBatch(pixels, (size,) * len(images), (geometry,) * len(images))
         fitted = [self.fit(image[None]) for image in images]
-        pixels = self.normalise(torch.cat([self.pad(content) for content, _ in fitted]))
+        canvas = self.canvas([(int(content.shape[-2]), int(content.shape[-1])) for content, _ in fitted])
+        pixels = self.normalise(torch.cat([self.pad(content, canvas) for content, _ in fitted]))
         sizes = tuple((int(content.shape[-2]), int(content.shape[-1])) for content, _ in fitted)
         return ImageBatch(pixels, sizes, tuple(geometry for _, geometry in fitted))
 
+    def canvas(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Height and width of the canvas for content of these sizes ``(h, w)``."""
+        if self.policy != "native":
+            return self.size
+        return max(height for height, _ in sizes), max(width for _, width in sizes)
+
     def content_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width on the canvas of a picture of that size, without padding."""
+        if self.policy == "native":
+            return height, width
         if self.policy != "letterbox":
             return self.size
         canvas_h, canvas_w = self.size
@@ -85,6 +96,8 @@ class Preprocess(Config):
     def fit(self, images: Tensor) -> tuple[Tensor, Geometry]:
         """Equal-sized pictures ``[B, 3, h, w]`` uint8 resized and cut as the policy says, still uint8, not padded."""
         height, width = int(images.shape[-2]), int(images.shape[-1])
+        if self.policy == "native":
+            return images, Geometry((height, width))
         canvas_h, canvas_w = self.size
         resized = self.content_size(height, width)
         if self.policy == "crop":
@@ -114,9 +127,10 @@ class Preprocess(Config):
             return images
         return F.interpolate(images, size, mode=self.interpolation, antialias=True)
 
-    def pad(self, content: Tensor) -> Tensor:
-        """Content ``[B, 3, h, w]`` at the top left of a black canvas ``[B, 3, H, W]``."""
-        below, beside = self.size[0] - content.shape[-2], self.size[1] - content.shape[-1]
+    def pad(self, content: Tensor, canvas: tuple[int, int] | None = None) -> Tensor:
+        """Content ``[B, 3, h, w]`` at the top left of a black canvas ``[B, 3, H, W]``; that of ``size`` by default."""
+        height, width = canvas or self.size
+        below, beside = height - content.shape[-2], width - content.shape[-1]
         return F.pad(content, (0, beside, 0, below)) if below or beside else content
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -131,3 +145,37 @@ class Preprocess(Config):
         mean = pixels.new_tensor(self.mean).view(3, 1, 1)
         std = pixels.new_tensor(self.std).view(3, 1, 1)
         return (pixels * std + mean).clamp(0, 1)
+
+
+def to_original(values: Tensor, canvas: tuple[int, int], geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Values ``[..., gh, gw]`` that cover the whole canvas, laid out in the pixels of the original picture.
+
+    Interpolation is bilinear between cell centres; where cells are smaller than pixels, all cells under a pixel count.
+    A canvas that shows the picture pixel by pixel is only cut.
+
+    Returns:
+        ``[..., h, w]`` float32 and ``seen [h, w]`` bool: False (and zero) where the canvas does not show the pixel.
+    """
+    height, width = geometry.original_size
+    if tuple(values.shape[-2:]) == canvas and geometry == Geometry((height, width)):
+        is_seen = torch.ones(height, width, dtype=torch.bool, device=values.device)
+        return values[..., :height, :width].float(), is_seen
+    vertical, seen_rows = _resampling(int(values.shape[-2]), canvas, geometry, axis=0)
+    horizontal, seen_columns = _resampling(int(values.shape[-1]), canvas, geometry, axis=1)
+    resampled = vertical.to(values.device) @ values.float() @ horizontal.to(values.device).mT
+    return resampled, (seen_rows[:, None] & seen_columns[None, :]).to(values.device)
+
+
+def _resampling(cells: int, canvas: tuple[int, int], geometry: Geometry, axis: int) -> tuple[Tensor, Tensor]:
+    """The matrix ``[n, cells]`` from cells to original pixels along one axis, and which of those are seen ``[n]``."""
+    cell_size = canvas[axis] / cells
+    centres = torch.arange(geometry.original_size[axis], dtype=torch.float64) + 0.5
+    on_canvas = centres * geometry.scale[axis] + geometry.offset[axis]
+    is_seen = (on_canvas >= 0) & (on_canvas <= canvas[axis])
+    # Beyond the outermost centres the outermost cell holds.
+    places = (on_canvas / cell_size - 0.5).clamp(0, cells - 1)
+    # A tent as wide as a cell interpolates; as wide as a pixel, where that is wider, it averages instead of skipping.
+    reach = max(geometry.scale[axis] / cell_size, 1.0)
+    weights = (1 - (places[:, None] - torch.arange(cells)).abs() / reach).clamp_min(0)
+    weights = weights / weights.sum(dim=1, keepdim=True) * is_seen[:, None]
+    return weights.float(), is_seen

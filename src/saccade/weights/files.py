@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from saccade.errors import WeightsError
-from saccade.weights import timm, torchvision, transformers
+from saccade.weights import smp, timm, torchvision, transformers
 from saccade.weights.published import State, first_line
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt")
@@ -42,7 +42,7 @@ class Converter(NamedTuple):
 
 def is_ours(state: State) -> bool:
     """Whether these are weights under our own names."""
-    return any(name.startswith("backbone.") for name in state) and "head.weight" in state
+    return all(any(name.startswith(part) for name in state) for part in ("backbone.", "head."))
 
 
 CONVERTERS = (
@@ -50,6 +50,8 @@ CONVERTERS = (
     Converter("transformers ViT", transformers.is_vit, transformers.convert_vit),
     Converter("torchvision ViT", torchvision.is_vit, torchvision.convert_vit),
     Converter("torchvision MobileNetV2", torchvision.is_mobilenet_v2, torchvision.convert_mobilenet_v2),
+    Converter("torchvision FCN", torchvision.is_fcn, torchvision.convert_fcn),
+    Converter("segmentation-models-pytorch Unet", smp.is_unet, smp.convert_unet),
     Converter("timm ViT", timm.is_vit, timm.convert_vit),
     Converter("timm or torchvision CNN", timm.is_cnn, timm.convert_cnn),
 )

@@ -16,14 +16,15 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Published:
-    """A published classifier, translated.
+    """A published model, translated.
 
     Attributes:
         origin: where it came from, for messages and model cards.
-        state: weights under the names of ``models.classifier.Classifier``.
-        config: plain data of its ``ClassifierConfig``, preprocessing included.
+        state: weights under the names of our model.
+        config: plain data of our model's config, preprocessing included; its ``kind`` says which model that is.
         classes: names of the classes; None where the source does not tell.
-        reference: the original, pixels ``[B, 3, H, W]`` to logits ``[B, K]``, to hold the translation against.
+        reference: the original, pixels ``[B, 3, H, W]`` to logits ``[B, K]``, of a segmenter ``[B, K, H, W]``, to hold
+            the translation against.
     """
 
     origin: str

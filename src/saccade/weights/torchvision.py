@@ -1,4 +1,4 @@
-"""Weights of torchvision: ``vit_b_16`` and its family, ResNets, MobileNetV2.
+"""Weights of torchvision: ``vit_b_16`` and its family, ResNets, MobileNetV2, and the segmenters ``fcn_resnet50/101``.
 
 https://pytorch.org/vision/stable/models.html. The convolutional ones are built by timm, whose networks are the same.
 """
@@ -32,6 +32,16 @@ _TIMM_NAMES = {
         name: name
         for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
     },
+}
+_FCN_NAMES = ("fcn_resnet50", "fcn_resnet101")
+_FCN_PLACES = {
+    "backbone.": "backbone.body.",
+    "classifier.0.": "neck.0.conv.",
+    "classifier.1.": "neck.0.norm.",
+    "classifier.4.": "head.scores.0.",
+    "aux_classifier.0.": "auxiliary.neck.0.conv.",
+    "aux_classifier.1.": "auxiliary.neck.0.norm.",
+    "aux_classifier.4.": "auxiliary.head.",
 }
 
 
@@ -101,6 +111,29 @@ def convert_mobilenet_v2(state: State) -> dict[str, Tensor]:
     return timm_weights.convert_cnn(renamed)
 
 
+def is_fcn(state: State) -> bool:
+    """Whether these are weights of torchvision's dilated FCN on a ResNet."""
+    needed = {"backbone.conv1.weight", "classifier.1.running_mean", "classifier.4.weight"}
+    # DeepLab's classifier goes on behind that place.
+    return needed <= state.keys() and "classifier.4.running_mean" not in state
+
+
+def convert_fcn(state: State) -> dict[str, Tensor]:
+    """Torchvision's names to ours, the auxiliary head's where it has one.
+
+    Raises:
+        WeightsError: where the network has parts that ours does not know.
+    """
+    return {_fcn_name(name): tensor for name, tensor in state.items()}
+
+
+def _fcn_name(name: str) -> str:
+    for theirs, ours in _FCN_PLACES.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    raise WeightsError(f"the parameter {name!r} has no place in our FCN", where="torchvision FCN")
+
+
 def preprocess_of(transforms: Any) -> dict[str, Any]:
     """Plain data of our ``Preprocess`` from ``weights.transforms()``."""
     crop, resize = transforms.crop_size[0], transforms.resize_size[0]
@@ -129,8 +162,10 @@ def vit_config(module: Any) -> dict[str, Any]:
 
 
 def publish(module: Any, name: str, weights: Any = None) -> Published:
-    """A torchvision classifier, translated; pure, nothing is downloaded."""
+    """A torchvision model, translated; pure, nothing is downloaded."""
     state = module.state_dict()
+    if name in _FCN_NAMES:
+        return _publish_fcn(module, name, weights)
     config: dict[str, Any] = {"kind": "classifier"}
     if weights is not None:
         config["preprocess"] = preprocess_of(weights.transforms())
@@ -142,11 +177,33 @@ def publish(module: Any, name: str, weights: Any = None) -> Published:
         converted = convert_mobilenet_v2(state) if is_mobilenet_v2(state) else timm_weights.convert_cnn(state)
         config |= {"backbone": {"kind": "timm", "name": _TIMM_NAMES[name]}, "pool": "average"}
     else:
-        known = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14", *_TIMM_NAMES)
-        raise UnknownNameError("torchvision classifier", name, known)
+        known = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14", *_TIMM_NAMES, *_FCN_NAMES)
+        raise UnknownNameError("translatable torchvision model", name, known)
     config["num_classes"] = converted["head.weight"].shape[0]
     classes = None if weights is None else unique(weights.meta["categories"])
     return Published(f"torchvision/{name}", converted, config, classes, module.eval())
+
+
+def _publish_fcn(module: Any, name: str, weights: Any) -> Published:
+    state = convert_fcn(module.state_dict())
+    preprocess: dict[str, Any] = {"size": [512, 512], "policy": "native"}
+    classes = None
+    if weights is not None:
+        transforms = weights.transforms()
+        # Trained on pictures whose shorter side is about this long; ours keeps them as they are.
+        preprocess |= {"size": [transforms.resize_size[0]] * 2}
+        preprocess |= {"mean": list(transforms.mean), "std": list(transforms.std)}
+        classes = unique(category.strip("_") for category in weights.meta["categories"])
+    config = {
+        "kind": "fcn",
+        "backbone": {"kind": "timm", "name": name.removeprefix("fcn_"), "arguments": {"output_stride": 8}},
+        "head": "dilated",
+        "has_auxiliary": any(key.startswith("auxiliary.") for key in state),
+        "num_classes": state["head.scores.0.weight"].shape[0],
+        "preprocess": preprocess,
+    }
+    module = module.eval()
+    return Published(f"torchvision/{name}", state, config, classes, lambda pixels: module(pixels)["out"])
 
 
 def fetch(name: str) -> Published:
@@ -162,7 +219,9 @@ def fetch(name: str) -> Published:
         raise UnknownNameError("torchvision model", name, models.list_models())
     weights = models.get_model_weights(name).DEFAULT
     with torch.random.fork_rng(devices=[]):
-        module = models.get_model(name)
+        # Without this torchvision would download the backbone of a segmenter that is about to be overwritten.
+        options = {"weights_backbone": None, "aux_loss": True} if name in _FCN_NAMES else {}
+        module = models.get_model(name, **options)
     publish(module, name)  # refuses what cannot be translated before anything is downloaded
     try:
         module.load_state_dict(weights.get_state_dict(progress=False, check_hash=True))

@@ -40,13 +40,13 @@ class TransferReport:
 def load_matching(model: nn.Module, state: State, *, takes_head: bool = True) -> TransferReport:
     """Load weights under our names; the whole backbone must fit, what follows it may differ and then stays fresh.
 
-    A class token or registers that the model lacks are left out, and a learned position table of another grid is
-    resampled. Nothing is changed when an error is raised.
+    A class token, registers and layers behind the last stage that the model lacks are left out, and a learned position
+    table of another grid is resampled. Nothing is changed when an error is raised.
 
     Args:
-        model: whose backbone is called ``backbone``.
+        model: whose backbone is called ``backbone``; of a model without one, all but the head must fit.
         state: from a converter of this package.
-        takes_head: whether to take ``head.*`` where its shape fits; say no where the classes are others.
+        takes_head: whether to take what is called ``head`` where its shape fits; say no where the classes are others.
 
     Raises:
         WeightsError: naming the first tensor that does not fit.
@@ -54,22 +54,24 @@ def load_matching(model: nn.Module, state: State, *, takes_head: bool = True) ->
     ours = model.state_dict()
     plan: dict[str, Tensor] = {}
     resampled, fresh = [], []
+    has_backbone = any(name.startswith("backbone.") for name in ours)
     for name, tensor in ours.items():
         given = state.get(name)
-        is_backbone = name.startswith("backbone.")
+        is_needed = name.startswith("backbone.") if has_backbone else not _is_head(name)
         if given is not None and _is_other_grid(name, given, tensor):
             given = resample(given, (int(tensor.shape[1]), int(tensor.shape[2])))
             resampled.append(name)
         fits = given is not None and given.shape == tensor.shape
-        if given is not None and fits and (takes_head or not name.startswith("head.")):
+        if given is not None and fits and (takes_head or not _is_head(name)):
             plan[name] = given
-        elif is_backbone and not (given is None and name.endswith("num_batches_tracked")):
+        elif is_needed and not (given is None and name.endswith("num_batches_tracked")):
             raise _misfit(name, tensor, given)
         else:
             fresh.append(name)
     left = [name for name in state if name not in plan]
+    spared = {"class_token", "registers", *getattr(getattr(model, "backbone", None), "left_out", ())}
     for name in left:
-        if name.startswith("backbone.") and name not in {"backbone.class_token", "backbone.registers"}:
+        if name.startswith("backbone.") and name.removeprefix("backbone.") not in spared:
             raise WeightsError(
                 f"the weights are of another architecture: the model has no {name!r}",
                 expected=f"{len(ours)} tensors like the model's",
@@ -79,6 +81,11 @@ def load_matching(model: nn.Module, state: State, *, takes_head: bool = True) ->
         for name, given in plan.items():
             ours[name].copy_(given)
     return TransferReport(tuple(plan), tuple(resampled), tuple(fresh), tuple(left))
+
+
+def _is_head(name: str) -> bool:
+    """Whether a tensor depends on the classes: the model's head, or that of an auxiliary branch."""
+    return not name.startswith("backbone.") and "head" in name.split(".")
 
 
 def _is_other_grid(name: str, given: Tensor, tensor: Tensor) -> bool:

@@ -1,0 +1,41 @@
+"""Convolution, batch norm, ReLU: the brick of convolutional decoders.
+
+Batch norm: Ioffe & Szegedy 2015, arXiv 1502.03167.
+
+B batch · C width · h, w grid
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ConvNorm(nn.Module):
+    """A convolution that keeps the size of the map, a batch norm, a ReLU.
+
+    Args:
+        num_in: width of what comes in.
+        num_out: width of what goes out.
+        size: side of the kernel, odd.
+        has_norm: whether to normalise; without, the convolution has a bias instead.
+    """
+
+    def __init__(self, num_in: int, num_out: int, size: int = 3, *, has_norm: bool = True) -> None:
+        super().__init__()
+        # Declared as neighbours: ``engine.fast`` folds a batch norm into the convolution that stands before it.
+        self.conv = nn.Conv2d(num_in, num_out, size, padding=size // 2, bias=not has_norm)
+        self.norm = nn.BatchNorm2d(num_out) if has_norm else nn.Identity()
+        self.activation = nn.ReLU(inplace=True)
+        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """``[B, C_in, h, w]`` to ``[B, C_out, h, w]``."""
+        activated: Tensor = self.activation(self.norm(self.conv(maps)))
+        return activated
+
+
+def double_conv(num_in: int, num_out: int, *, has_norm: bool = True) -> nn.Sequential:
+    """Two 3x3 convolutions, each with norm and ReLU."""
+    return nn.Sequential(ConvNorm(num_in, num_out, has_norm=has_norm), ConvNorm(num_out, num_out, has_norm=has_norm))

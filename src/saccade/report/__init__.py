@@ -1,0 +1,125 @@
+"""A run or an evaluation as one self-contained page: figures, curves, what went wrong and why.
+
+The page is made of what is in the folder (``config.json``, ``history.jsonl``, ``environment.json``,
+``evaluation.json``) and of explanations of pictures from the data; nothing in it points outside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from saccade.atomic import check_folder, write_json
+from saccade.data.dataset import Dataset
+from saccade.data.source import DataSource, open_data
+from saccade.engine.checkpoint import load_model
+from saccade.engine.evaluate import evaluate_split
+from saccade.engine.run import RunFolder
+from saccade.explanation.explain import Subject
+from saccade.models.base import VisionModel
+from saccade.report import classification, run, semantic
+from saccade.report.config import ReportConfig
+from saccade.report.page import Part, Section, panel, write_page
+from saccade.tasks import EvaluateConfig, Evaluation
+from saccade.tasks.base import percent
+from saccade.tasks.classification import ClassificationEvaluation
+from saccade.tasks.semantic import SemanticEvaluation
+
+__all__ = ["Part", "ReportConfig", "evaluate_and_report", "panel", "report_run", "write_page", "write_report"]
+
+AnyModel = VisionModel[Any, Any, Any]
+
+
+def evaluate_and_report(
+    model: AnyModel, source: DataSource, folder: Path, config: ReportConfig | None = None
+) -> tuple[Evaluation, Part]:
+    """Evaluate on one split and write the page into ``folder``; returns the result and what the page shows.
+
+    Raises:
+        RunError: where the folder cannot be written; told before the work begins.
+        DataError: where model and data do not know the same classes, or no picture can be read.
+    """
+    config = config or ReportConfig()
+    check_folder(folder)
+    dataset, evaluation = evaluate_split(model, source, config.split, config.evaluate)
+    return evaluation, write_report(folder, model, dataset, evaluation, config)
+
+
+def report_run(folder: Path, data: Any = None, *, strict: bool = False) -> Evaluation:
+    """Evaluate the best model of a finished run on its held-out pictures; the page lands in the run folder.
+
+    Where the data has a ``test`` split that one is taken: ``val`` has chosen the model.
+
+    Args:
+        folder: the run folder.
+        data: what it was trained on; opened by the name in the run folder where it is None.
+        strict: fail at the first unreadable picture.
+    """
+    if data is None:
+        data = RunFolder(folder).read_json("config.json")["data"]["name"]
+    model = load_model(RunFolder(folder).best)
+    source = open_data(data, task=model.task, strict=strict)
+    split = "test" if "test" in source.splits else source.held_out
+    config = ReportConfig(title=folder.name, split=split, evaluate=EvaluateConfig(strict=strict))
+    return evaluate_and_report(model, source, folder, config)[0]
+
+
+def write_report(
+    folder: Path,
+    model: AnyModel,
+    dataset: Dataset,
+    evaluation: Evaluation,
+    config: ReportConfig | None = None,
+) -> Part:
+    """Write ``report.html`` (and ``evaluation.json``) into ``folder``; returns what the page shows.
+
+    Args:
+        folder: a run folder, or any folder; what it holds of a run is shown.
+        model: what was evaluated.
+        dataset: what it was evaluated on; pictures are read from it again.
+        evaluation: the result.
+        config: what to show.
+
+    Raises:
+        RunError: where the folder cannot be written.
+    """
+    config = config or ReportConfig()
+    sections = [
+        run.training(folder, evaluation.headline),
+        *_sections(Subject(model), dataset, evaluation, config),
+        run.experts(model, folder, dataset, config),
+        run.facts(folder, evaluation),
+    ]
+    low, high = evaluation.interval
+    headline = percent(evaluation.metrics[evaluation.headline])
+    figures = [
+        (headline, f"{evaluation.headline}, 95 % interval {percent(low)} to {percent(high)}"),
+        *(
+            (f"{value:.3f}", name)
+            for name, value in evaluation.metrics.items()
+            if value is not None and name != evaluation.headline
+        ),
+        (f"{evaluation.num_images:,}", "images evaluated"),
+    ]
+    lead = f"{len(evaluation.classes)} classes. Every mistake below is explained, and every explanation is measured."
+    part = Part(config.title, lead, figures, [section for section in sections if section])
+    write_json(folder / "evaluation.json", evaluation.to_dict())
+    write_page(folder / "report.html", part.title, part.lead, [part])
+    return part
+
+
+def _sections(subject: Subject, dataset: Dataset, evaluation: Evaluation, config: ReportConfig) -> list[Section | None]:
+    """What there is to say of a task."""
+    if isinstance(evaluation, ClassificationEvaluation):
+        return [
+            classification.figures(evaluation),
+            classification.mistakes(subject, dataset, evaluation, config),
+            classification.methods(subject, dataset, evaluation, config),
+        ]
+    assert isinstance(evaluation, SemanticEvaluation)
+    return [
+        semantic.figures(evaluation),
+        *semantic.galleries(subject, dataset, evaluation),
+        semantic.mistakes(subject, dataset, evaluation, config),
+        semantic.methods(subject, dataset, evaluation, config),
+    ]

@@ -1,0 +1,144 @@
+"""Sections on a segmenter: figures per class, label maps that went worst and best, their largest mistakes explained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from saccade import render
+from saccade.data.dataset import Dataset
+from saccade.engine.evaluate import join_classes
+from saccade.engine.predict import PredictConfig, Predictor
+from saccade.errors import SaccadeError
+from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
+from saccade.explanation.methods import suited
+from saccade.explanation.questions import backgrounds
+from saccade.ops.masks import connected_components
+from saccade.report.config import ReportConfig
+from saccade.report.page import Card, Section, figure, overlay, panel, picture, verdict_of
+from saccade.tasks.base import percent
+from saccade.tasks.semantic import SemanticEvaluation, Shown, relabelled
+from saccade.types import IGNORE, Classes, MapTarget, Segmentation
+
+MOST_PIXELS = 1 << 19
+"""Larger pictures are left out where many explanations of one picture are drawn: each takes its time."""
+
+
+class _Case:
+    """One picture of the gallery with truth and prediction, in the labels of the model."""
+
+    def __init__(self, subject: Subject, dataset: Dataset, shown: Shown) -> None:
+        sample = dataset[shown.index]
+        assert isinstance(sample.target, MapTarget)
+        relabel = join_classes(subject.classes, dataset.classes)
+        predictor = Predictor(subject.model, PredictConfig(speed="exact"))  # type: ignore[arg-type]
+        found = predictor([sample.image])[0]
+        assert isinstance(found, Segmentation)
+        self.shown, self.image = shown, sample.image
+        self.truth, self.predicted = relabelled(sample.target.labels, relabel), found.labels
+
+    def largest_mistake(self) -> tuple[Tensor, int] | None:
+        """The largest connected region ``[h, w]`` of wrong pixels of one kind, and its true class."""
+        wrong = (self.predicted != self.truth) & (self.truth != IGNORE)
+        pairs = self.predicted.long() * 256 + self.truth.long()
+        parts = connected_components(torch.where(wrong, pairs, -1), frozenset({-1}), most=1)
+        if not parts:
+            return None
+        return parts[0].mask((int(wrong.shape[0]), int(wrong.shape[1]))), parts[0].label % 256
+
+
+def figures(evaluation: SemanticEvaluation) -> Section:
+    """Confusion of the pixels and figures per class."""
+    confusion = render.confusion_matrix(evaluation.confusion, evaluation.classes)
+    return Section(
+        "Where it is right and wrong",
+        "Rows of the matrix are true classes, counted in pixels. Boundary F is the share of boundaries that lie where "
+        f"they should, within {evaluation.settings['boundary_tolerance']:.2%} of the picture's diagonal.",
+        plots=[figure(confusion, "Confusion of the pixels")],
+        table=evaluation.table(),
+    )
+
+
+def galleries(subject: Subject, dataset: Dataset, evaluation: SemanticEvaluation) -> list[Section | None]:
+    """The pictures that went worst, in the middle, and best."""
+    classes = subject.classes
+    kinds: Sequence[tuple[str, Sequence[Shown]]] = (
+        ("Worst label maps", evaluation.worst),
+        ("From the middle", evaluation.median),
+        ("Best label maps", evaluation.best),
+    )
+    return [_gallery(subject, dataset, classes, title, shown) for title, shown in kinds]
+
+
+def _gallery(
+    subject: Subject, dataset: Dataset, classes: Classes, title: str, shown: Sequence[Shown]
+) -> Section | None:
+    if not shown:
+        return None
+    hidden = backgrounds(classes)
+    cards = []
+    for case in (_Case(subject, dataset, one) for one in shown):
+        pictures = [
+            picture(case.image, "the picture", "picture"),
+            picture(render.label_overlay(case.image, case.truth, len(classes), hidden), "truth", "truth"),
+            picture(render.label_overlay(case.image, case.predicted, len(classes), hidden), "predicted", "predicted"),
+            picture(render.error_map(case.image, case.predicted, case.truth), "mistakes", "mistakes"),
+        ]
+        cards.append(Card(pictures, [f"mean IoU {percent(case.shown.miou)}"], case.shown.source))
+    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in render.class_colours(len(classes)).tolist()]
+    legend = [(name, colours[label]) for label, name in enumerate(classes) if label not in hidden]
+    return Section(title, legend=legend, cards=cards, is_wide=True)
+
+
+def mistakes(
+    subject: Subject, dataset: Dataset, evaluation: SemanticEvaluation, config: ReportConfig
+) -> Section | None:
+    """The largest mistake of each of the worst pictures, and why the model made it."""
+    cards = []
+    for shown in evaluation.worst[: config.regions]:
+        case = _Case(subject, dataset, shown)
+        found = case.largest_mistake()
+        if found is None:
+            continue
+        region, true = found
+        options = ExplainOptions(against=true)
+        try:
+            heat = explain_batch(subject, [case.image], [region], options)[0][0]
+        except SaccadeError as error:
+            cards.append(Card([picture(case.image, "the picture", "picture")], [str(error)], shown.source))
+            continue
+        pictures = [picture(heat.outlined, "the mistake", "the mistake"), overlay(heat, f"why {heat.of}")]
+        share = float(region.float().mean())
+        lines = [f"{percent(share)} of the picture: said {heat.of}"]
+        cards.append(Card(pictures, lines, shown.source, verdict_of(heat)))
+    if not cards:
+        return None
+    note = (
+        "The largest connected region of wrong pixels in each of the worst pictures, outlined. The heat map shows what "
+        "spoke for the answer rather than for the truth; the verdict says how far it can be trusted."
+    )
+    return Section("Largest mistakes, explained", note, cards=cards)
+
+
+def methods(subject: Subject, dataset: Dataset, evaluation: SemanticEvaluation, config: ReportConfig) -> Section | None:
+    """Several methods on the largest predicted part of some pictures, each with its verdict."""
+    reasons = suited(subject.spec)
+    names = [name for name in config.methods if reasons.get(name, "unknown") is None]
+    rows: list[list[render.Panel]] = []
+    for shown in (*evaluation.best, *evaluation.median):
+        image = dataset[shown.index].image
+        if len(rows) == min(config.compared, 2) or image[0].numel() > MOST_PIXELS:
+            continue
+        maps = [explain_batch(subject, [image], [None], ExplainOptions(method=name))[0][0] for name in names]
+        if maps:
+            first = render.Panel(image=image, title="picture", caption=maps[0].of)
+            rows.append([first, *(panel(heat, title=heat.name) for heat in maps)])
+    if not rows:
+        return None
+    note = (
+        "The class that covers most, explained by several methods. Methods that disagree are a warning in themselves; "
+        "a map that failed its checks is crossed out rather than shown as if it were fine."
+    )
+    return Section("Methods side by side", note, plots=[figure(render.side_by_side(rows), "Methods side by side")])
