@@ -335,7 +335,7 @@ def test_version_and_help(command: Any) -> None:
         ("explain {run} {picture} --out {picture}/o", ["0.png is a file", "expected a folder", "another --out"]),
         ("data make {data}", ["the folder exists already", "choose another name or delete it"]),
         ("demo --out {run}", ["tiny: the folder exists already", "add --overwrite"]),
-        ("demo --out {data} --overwrite", ["the folder holds something that is no run", "not replaced"]),
+        ("demo --out {data} --overwrite", ["the folder holds something that is no demo", "not replaced"]),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing(refused: Any, line: str, parts: list[str]) -> None:

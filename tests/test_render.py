@@ -225,3 +225,109 @@ def test_matplotlib_is_loaded_late_and_pyplot_never() -> None:
         "render.to_png(render.curves({'a': ([0, 1], [0, 1])})); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
+
+
+# --- label maps
+
+
+def plain(height: int = 300, width: int = 320, value: int = 100) -> Tensor:
+    """A grey picture, large enough not to be enlarged."""
+    return torch.full((3, height, width), value, dtype=torch.uint8)
+
+
+def test_class_colours_are_distinct_and_always_the_same() -> None:
+    colours = render.class_colours(24)
+    assert colours.shape == (24, 3)
+    assert colours.dtype == torch.uint8
+    assert len({tuple(colour) for colour in colours.tolist()}) == 24
+    assert torch.equal(render.class_colours(5), colours[:5]), "more classes change no colour"
+    assert render.categorical(3) == "#{:02x}{:02x}{:02x}".format(*colours[3].tolist())
+
+
+def test_classes_are_tinted_and_hidden_ones_are_not() -> None:
+    image = picture(300, 320)
+    labels = torch.zeros(300, 320, dtype=torch.uint8)
+    labels[100:200, 100:200], labels[:, 300:] = 1, 255
+    drawn = render.label_overlay(image, labels, 2, hidden=(0,), alpha=0.4)
+    assert drawn.shape == image.shape
+    assert torch.equal(drawn[:, labels != 1], image[:, labels != 1]), "a hidden class and what is no class stay"
+    colour = render.class_colours(2)[1].float()[:, None, None]
+    inner = (slice(None), slice(101, 199), slice(101, 199))
+    expected = 0.6 * image[inner].float() + 0.4 * colour
+    assert float((drawn[inner].float() - expected).abs().max()) <= 0.51
+    # The line along the border has the pure colour, on the side that is tinted.
+    assert (drawn[:, 100, 100:200].float() == colour[:, :, 0]).all()
+    assert (drawn[:, 100:200, 199].float() == colour[:, :, 0]).all()
+
+
+def test_every_tinted_class_has_its_own_colour() -> None:
+    labels = (torch.arange(320) // 80).expand(300, 320).to(torch.uint8)
+    drawn = render.label_overlay(plain(), labels, 4, alpha=1.0)
+    for label, colour in enumerate(render.class_colours(4)):
+        assert torch.equal(drawn[:, 150, 80 * label + 40], colour)
+
+
+def test_a_small_picture_and_its_labels_grow_together() -> None:
+    labels = torch.zeros(28, 28, dtype=torch.uint8)
+    labels[10:, :] = 1
+    drawn = render.label_overlay(picture(28, 28), labels, 2, hidden=(0,))
+    assert drawn.shape == (3, 224, 224)
+    assert torch.equal(drawn[:, :80], render.enlarged(picture(28, 28))[:, :80])
+    assert not torch.equal(drawn[:, 80:], render.enlarged(picture(28, 28))[:, 80:])
+
+
+def test_errors_are_red_ignored_pixels_white_and_the_rest_grey() -> None:
+    image = picture(300, 320)
+    truth = torch.zeros(300, 320, dtype=torch.uint8)
+    predicted = truth.clone()
+    predicted[10:20, 10:20] = 1
+    truth[200:, :] = 255
+    predicted[210:, :] = 1
+    drawn = render.error_map(image, predicted, truth)
+    assert (drawn[:, 10:20, 10:20] == torch.tensor([213, 94, 0])[:, None, None]).all()
+    assert (drawn[:, 200:] == 235).all(), "what nobody labelled is no mistake"
+    rest = torch.ones(300, 320, dtype=torch.bool)
+    rest[10:20, 10:20] = False
+    rest[200:] = False
+    assert (drawn[0] == drawn[1])[rest].all()
+    assert (drawn[1] == drawn[2])[rest].all()
+    expected = image.float().mean(0) * 0.7 + 40
+    assert float((drawn[0].float() - expected)[rest].abs().max()) <= 0.5
+
+
+@pytest.mark.parametrize("area", ["one pixel", "square", "two parts", "at the edge"])
+def test_an_outline_leaves_the_region_itself_alone(area: str) -> None:
+    image = plain()
+    region = torch.zeros(300, 320, dtype=torch.bool)
+    if area == "one pixel":
+        region[150, 160] = True
+    elif area == "at the edge":
+        region[:30, :30] = True
+    else:
+        region[100:140, 100:160] = True
+        region[200:210, 100:110] = area == "two parts"
+    drawn = render.outlined(image, region)
+    assert torch.equal(drawn[:, region], image[:, region])
+    values = {tuple(colour) for colour in drawn.flatten(1).T.unique(dim=0).tolist()}
+    assert values == {(0, 0, 0), (100, 100, 100), (255, 255, 255)}
+    near = torch.nn.functional.max_pool2d(region[None].float(), 41, 1, 20)[0] > 0
+    assert torch.equal(drawn[:, ~near], image[:, ~near]), "the line is close to the region"
+    # White lies between the region and black: from a white pixel the region is nearer than from any black one.
+    white = (drawn == 255).all(0).nonzero().double()
+    black = (drawn == 0).all(0).nonzero().double()
+    inside = region.nonzero().double()
+    reach = [torch.cdist(points, inside, p=float("inf")).amin(1) for points in (white, black)]
+    assert float(reach[0].max()) < float(reach[1].min())
+
+
+def test_no_region_no_outline() -> None:
+    assert torch.equal(render.outlined(plain(), torch.zeros(300, 320, dtype=torch.bool)), plain())
+
+
+def test_label_maps_of_another_size_are_refused() -> None:
+    labels, other = torch.zeros(40, 60, dtype=torch.uint8), torch.zeros(40, 1, dtype=torch.uint8)
+    with pytest.raises(InputError, match="the label map is"):
+        render.label_overlay(picture(), other, 2)
+    for predicted, truth in ((labels, other), (other, labels)):
+        with pytest.raises(InputError, match="the label map is"):
+            render.error_map(picture(), predicted, truth)

@@ -20,9 +20,9 @@ from PIL import Image
 import saccade
 from saccade.data.dataset import ArrayDataset, Dataset
 from saccade.data.source import DataSource, open_data
-from saccade.engine.evaluate import Evaluation
 from saccade.errors import RunError
 from saccade.report import ReportConfig, evaluate_and_report, report_run, write_report
+from saccade.tasks.classification import ClassificationEvaluation
 from saccade.types import Classes
 
 pytestmark = pytest.mark.xdist_group("verbs")
@@ -184,12 +184,13 @@ def dataset() -> ArrayDataset:
 SMALL = ReportConfig(title="<b>bold</b>", mistakes=1, compared=1, methods=("gradient",))
 
 
-def small_page(name: str, dataset: Dataset, folder: Path, **changes: Any) -> tuple[Page, Evaluation]:
+def small_page(name: str, dataset: Dataset, folder: Path, **changes: Any) -> tuple[Page, ClassificationEvaluation]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = saccade.create(name, classes=dataset.classes.names).eval()
     source = DataSource({"val": dataset}, dataset.classes, "noise", "noise")
-    evaluation = evaluate_and_report(model, source, folder, SMALL)
+    evaluation, _ = evaluate_and_report(model, source, folder, SMALL)
+    assert isinstance(evaluation, ClassificationEvaluation)
     if changes:
         evaluation = dataclasses.replace(evaluation, **changes)
         write_report(folder, model, dataset, evaluation, SMALL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -75,16 +75,22 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, worst: int = 5
 
 
 def print_inspection(inspection: Inspection, console: Console) -> None:
-    """Format, splits, classes per split, and what is wrong."""
-    facts: dict[str, Any] = inspection.to_dict()
-    console.print(f"[bold]{facts['name']}[/bold]: {facts['format']}")
-    splits: dict[str, dict[str, int]] = facts["splits"]
-    rows = [[name, *(counts.get(name, 0) for counts in splits.values())] for name in facts["classes"]]
-    rows.append(["in all", *(sum(counts.values()) for counts in splits.values())])
-    console.print(table(["class", *splits], rows))
-    for key in ("sizes", "modes"):
-        console.print(f"{key}: {facts[key]}")
-    problems = facts["problems"]
+    """Format, splits, classes per split, with label maps also their share of the pixels, and what is wrong."""
+    console.print(f"[bold]{inspection.name}[/bold]: {inspection.format}")
+    splits, pixels = inspection.splits, inspection.pixels
+    # A picture with a label map counts for every class in it, so the classes do not add up to the pictures.
+    counted = {split: inspection.pictures.get(split, sum(counts.values())) for split, counts in splits.items()}
+    head = ["pictures with" if pixels else "class", *splits, *(f"of {split} pixels" for split in pixels)]
+    rows: list[list[object]] = []
+    for name in inspection.classes:
+        shares = [percent(shares.get(name, 0.0)) for shares in pixels.values()]
+        rows.append([name, *(counts.get(name, 0) for counts in splits.values()), *shares])
+    rows.append(["in all", *counted.values(), *("" for _ in pixels)])
+    console.print(table(head, rows))
+    console.print(f"sizes: {inspection.sizes}")
+    modes = ", ".join(f"{count:,} {mode}" for mode, count in inspection.modes.items())
+    console.print(f"colours: {modes}")
+    problems = inspection.problems
     console.print("\n".join(f"- {line}" for line in problems) if problems else "nothing wrong was found")
 
 

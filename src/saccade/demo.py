@@ -46,7 +46,8 @@ def _one(folder: Path, recipe: Recipe, console: Console) -> Part:
     source = open_data(recipe.data)
     counts = ", ".join(f"{len(dataset)} {name}" for name, dataset in source.splits.items())
     console.print(f"\n[bold]{folder.name}: train[/bold]  {recipe.model} on {recipe.data} ({counts} images)")
-    _, records = start(recipe.model, source, out=folder, settings=to_dict(recipe.train))
+    overrides = [f"model.{override}" for override in recipe.overrides]
+    _, records = start(recipe.model, source, out=folder, settings=to_dict(recipe.train), assignments=overrides)
     show_training(records, console)
     trained = finished(folder)
 

@@ -84,6 +84,15 @@ def test_flips_closed_form(flip: str, axis: int) -> None:
     assert torch.equal(picture, image.flip(axis + 1))
 
 
+def test_the_two_flips_are_drawn_apart() -> None:
+    image, _, _ = coordinates(32, 40)
+    both = Augment(flip=0.5, flip_vertical=0.5)
+    corners = torch.arange(4, dtype=torch.uint8).reshape(2, 2).repeat_interleave(16, 0).repeat_interleave(20, 1)
+    preprocess = Preprocess(policy="native", size=(32, 40))
+    found = {int(varied(image, corners, both, preprocess, epoch)[1][0, 0]) for epoch in range(30)}
+    assert found == {0, 1, 2, 3}
+
+
 def test_without_augmentation_native_crops_are_parts_of_the_picture() -> None:
     image, rows, columns = coordinates()
     preprocess = Preprocess(policy="native", size=(20, 30))
@@ -95,7 +104,8 @@ def test_without_augmentation_native_crops_are_parts_of_the_picture() -> None:
         assert torch.equal(picture, image[:, top : top + 20, left : left + 30])
         assert torch.equal(row_map, rows[top : top + 20, left : left + 30])
         places.add((top, left))
-    assert len(places) > 15, "crops are cut at random places"
+    tops, lefts = ({place[axis] for place in places} for axis in range(2))
+    assert min(len(tops), len(lefts)) > 10, "crops are cut at random places"
 
 
 def test_a_picture_smaller_than_the_crop_lies_at_the_top_left_unscaled() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from saccade.data.dataset import ArrayDataset, FileDataset, Subset, subset
-from saccade.data.loader import MAX_REPLACEMENTS, Batch, Loader, LoaderConfig
+from saccade.data.loader import MAX_REPLACEMENTS, Batch, Loader, LoaderConfig, PictureBatch, Pictures, as_targets
 from saccade.data.source import open_data
 from saccade.data.transforms import Augment, Mix
 from saccade.errors import ConfigError, DataError, ImageError, InputError, SaccadeError
 from saccade.ops.image import Preprocess
-from saccade.types import Classes, ClassTarget, Geometry, Sample
+from saccade.types import IGNORE, Classes, ClassTarget, Geometry, MapTarget, Sample
 
 SMALL = Preprocess(size=(16, 16))
 VARIED = Augment(scale=(0.3, 1.0), shift=0.1, flip=0.5, colour=0.4, rand_augment=1, erase=0.5)
@@ -290,3 +291,182 @@ def test_wrong_settings(wrong: dict[str, int]) -> None:
 def test_empty_data() -> None:
     with pytest.raises(DataError, match="empty"):
         Loader(Numbered(0), SMALL)
+
+
+# --- label maps
+
+
+class Mapped:
+    """Pictures of many sizes whose label maps hold the green channel; those in ``bad`` cannot be read."""
+
+    task = "semantic"
+    licence: str | None = None
+    classes = Classes.numbered(200)
+
+    def __init__(self, count: int, bad: Sequence[int] = (), error: SaccadeError | None = None) -> None:
+        self.count, self.bad, self.error = count, set(bad), error
+        self.read: list[int] = []
+        self.lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        with self.lock:
+            self.read.append(index)
+        if index in self.bad:
+            raise self.error or ImageError("the picture is damaged", where=f"{index}.png", remedy="copy it again")
+        generator = torch.Generator().manual_seed(index)
+        size = (3, 20 + index % 3, 24 + index % 2)
+        image = torch.randint(1, 200, size, dtype=torch.uint8, generator=generator)
+        image[0] = index
+        return Sample(image, MapTarget(image[1].clone()), f"{index}.png")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"count": self.count, "bad": self.bad, "error": self.error, "read": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, lock=threading.Lock())
+
+    def fingerprint(self) -> str:
+        return "0"
+
+
+PIXELS = Preprocess(size=(16, 22), policy="native", mean=(0, 0, 0), std=(1, 1, 1))
+JOINT = Augment(zoom=(0.7, 1.4), flip=0.5, flip_vertical=0.5, shift=0.1)
+
+
+def test_label_maps_come_on_the_canvas_beside_their_pictures() -> None:
+    augment = Augment(flip=0.5, flip_vertical=0.5, shift=0.2)
+    loader = Loader(Mapped(7), PIXELS, LoaderConfig(batch_size=4), shuffle=True, augment=augment)
+    batches = list(loader.epoch(1))
+    assert [tuple(batch.labels.shape) for batch in batches] == [(4, 16, 22), (3, 16, 22)]
+    for batch in batches:
+        assert batch.labels.dtype == torch.uint8
+        assert all(isinstance(target, MapTarget) for target in batch.targets)
+        green = (batch.images.pixels[:, 1] * 255).round().to(torch.uint8)
+        # Nothing in a picture is black, so black is what does not show it.
+        assert torch.equal(batch.labels, torch.where(green == 0, IGNORE, green))
+        assert (batch.labels == IGNORE).any()
+        red = (batch.images.pixels[:, 0].amax((1, 2)) * 255).round().int().tolist()
+        assert red == list(batch.indices)
+    assert sorted(index for batch in batches for index in batch.indices) == list(range(7))
+
+
+def test_a_resumed_epoch_of_label_maps_is_bit_identical() -> None:
+    def loader() -> Loader:
+        return Loader(Mapped(11), PIXELS, LoaderConfig(batch_size=3), shuffle=True, seed=2, augment=JOINT)
+
+    whole = list(loader().epoch(4))
+    assert same(whole[2:], list(loader().epoch(4, start_batch=2)))
+    assert not same(whole, list(loader().epoch(5)))
+
+
+def test_the_same_picture_is_varied_otherwise_in_each_epoch() -> None:
+    loader = Loader(Mapped(3), PIXELS, augment=JOINT)
+    (first,), (second,) = loader.epoch(0), loader.epoch(1)
+    assert first.indices == second.indices
+    assert not any(torch.equal(one, other) for one, other in zip(first.labels, second.labels, strict=True))
+
+
+@pytest.mark.slow
+def test_workers_change_nothing_about_label_maps() -> None:
+    def loader(workers: int) -> Loader:
+        config = LoaderConfig(batch_size=3, workers=workers)
+        return Loader(Mapped(8), PIXELS, config, shuffle=True, seed=2, augment=JOINT)
+
+    alone, helped = list(loader(0).epoch(1)), list(loader(2).epoch(1))
+    assert same(alone, helped)
+    assert helped[0].labels.dtype == torch.uint8
+
+
+def test_an_unreadable_pair_is_replaced_and_told() -> None:
+    loader = Loader(Mapped(6, bad=[2]), PIXELS, LoaderConfig(batch_size=6), shuffle=True)
+    (batch,) = loader.epoch()
+    assert sorted(batch.indices) == [0, 1, 3, 3, 4, 5]
+    assert loader.skipped == ["2.png: the picture is damaged; copy it again"]
+
+
+def test_what_does_not_fit_the_task_is_refused() -> None:
+    with pytest.raises(ConfigError, match="RandAugment"):
+        Loader(Mapped(3), PIXELS, augment=Augment(rand_augment=1))
+    with pytest.raises(ConfigError, match="not mixed"):
+        Loader(Mapped(3), PIXELS, mix=Mix(mixup=0.2))
+    with pytest.raises(ConfigError, match="zoom is for label maps"):
+        Loader(array_data(), SMALL, augment=Augment(zoom=(0.5, 2.0)))
+
+
+def test_targets_are_told_by_their_axes() -> None:
+    maps = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)
+    targets = as_targets(maps)
+    assert all(isinstance(target, MapTarget) for target in targets)
+    assert torch.equal(torch.stack([target.labels for target in targets]), maps)
+    for labels in (torch.tensor([1, 0]), torch.rand(2, 5)):
+        assert all(isinstance(target, ClassTarget) for target in as_targets(labels))
+    batch = next(iter(Loader(Mapped(2), PIXELS)))
+    assert batch.to("meta").labels.shape == batch.labels.shape
+
+
+# --- pictures as they are
+
+
+def indices(batches: Sequence[PictureBatch]) -> list[tuple[int, ...]]:
+    return [batch.indices for batch in batches]
+
+
+def test_pictures_come_in_order_untouched() -> None:
+    data = Mapped(7)
+    pictures = Pictures(data, batch_size=3)
+    batches = list(pictures.epoch())
+    assert indices(batches) == [(0, 1, 2), (3, 4, 5), (6,)]
+    assert len(pictures) == 3
+    for batch in batches:
+        assert len(batch) == len(batch.pictures) == len(batch.targets)
+        for index, picture, target, source in zip(
+            batch.indices, batch.pictures, batch.targets, batch.sources, strict=True
+        ):
+            expected = data[index]
+            assert torch.equal(picture, expected.image)
+            assert torch.equal(target.labels, expected.target.labels)
+            assert source == f"{index}.png"
+    assert indices(list(pictures.epoch(5))) == indices(batches), "every epoch is the same"
+    assert indices(list(pictures.epoch(0, start_batch=1))) == [(3, 4, 5), (6,)]
+    assert list(pictures.epoch(0, start_batch=3)) == []
+
+
+def test_unreadable_pictures_are_skipped_once_and_named() -> None:
+    pictures = Pictures(Mapped(8, bad=[1, 3, 4, 5]), batch_size=3)
+    assert indices(list(pictures.epoch())) == [(0, 2), (6, 7)]
+    list(pictures.epoch())
+    assert pictures.skipped == [f"{index}.png: the picture is damaged; copy it again" for index in (1, 3, 4, 5)]
+
+
+def test_strict_pictures_fail_at_the_first_unreadable_one() -> None:
+    pictures = Pictures(Mapped(8, bad=[4, 6]), batch_size=3, strict=True)
+    batches = pictures.epoch()
+    assert next(batches).indices == (0, 1, 2)
+    with pytest.raises(ImageError, match=r"^4\.png"):
+        next(batches)
+
+
+def test_other_errors_are_never_taken_for_an_unreadable_picture() -> None:
+    error = DataError("the mask is 4x5, the picture 6x5", where="2.png")
+    pictures = Pictures(Mapped(6, bad=[2], error=error), batch_size=2)
+    with pytest.raises(DataError, match="the mask is 4x5"):
+        list(pictures.epoch())
+    assert pictures.skipped == []
+
+
+def test_reading_runs_ahead_by_two_batches_at_most() -> None:
+    data = Mapped(40)
+    batches = Pictures(data, batch_size=4).epoch()
+    for done in range(1, 4):
+        next(batches)
+        assert max(data.read) < (done + 2) * 4
+    batches.close()
+    assert max(data.read) < 20, "leaving the loop ends the reading"
+
+
+def test_no_pictures_are_refused() -> None:
+    with pytest.raises(DataError, match="empty"):
+        Pictures(Mapped(0))

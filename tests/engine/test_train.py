@@ -13,7 +13,7 @@ from saccade.engine.checkpoint import load_model, load_state, read_header
 from saccade.engine.evaluate import evaluate
 from saccade.engine.failure import replay
 from saccade.engine.feed import training_splits
-from saccade.engine.machine import choose_precision, matrix_width
+from saccade.engine.machine import MIN_BFLOAT16_WIDTH, choose_precision, matrix_width
 from saccade.engine.optim import schedule
 from saccade.engine.plan import TrainConfig
 from saccade.engine.session import dead_experts
@@ -247,6 +247,14 @@ def test_expert_load_is_reported_and_dead_experts_are_named(tmp_path, new_model,
     ]
 
 
+def test_validation_every_other_epoch_and_after_the_last(tmp_path, model, source):
+    records = run(model, source, tmp_path / "run", epochs=5, validate_every=2, patience=9)
+    epochs = [record for record in records if record.kind == "epoch"]
+    assert [bool(record.metrics) for record in epochs] == [False, True, False, True, True]
+    assert not any(record.is_best for record in epochs if not record.metrics)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epoch"] in {2, 4, 5}
+
+
 def test_best_is_the_better_of_raw_and_average(tmp_path, model, source):
     records = run(model, source, tmp_path / "run", epochs=1, ema_decay=0.999, learning_rate=1e-2)
     evaluations = records[-1].evaluations
@@ -274,6 +282,9 @@ def test_the_width_of_a_model_is_that_of_its_widest_matrix():
     assert matrix_width(torch.nn.Linear(64, 256)) == 64
     assert matrix_width(torch.nn.Sequential(torch.nn.Conv2d(3, 96, 4), torch.nn.Conv2d(96, 128, 3))) == 128
     assert matrix_width(torch.nn.LayerNorm(512)) == 0
+    # Convolutions pay at any width; the patches of a narrow transformer are no convolutional network.
+    assert matrix_width(torch.nn.Conv2d(8, 8, 3)) == MIN_BFLOAT16_WIDTH
+    assert matrix_width(torch.nn.Sequential(torch.nn.Conv2d(3, 64, 4), torch.nn.Linear(64, 256))) == 64
 
 
 def test_bfloat16_trains_too(tmp_path, model, source):

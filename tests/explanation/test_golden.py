@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from saccade.explanation import attention, cam, gradients
-from saccade.ops.image import to_original
 from saccade.explanation.record import recording
 from saccade.explanation.scores import class_score, contrast_score
+from saccade.ops.image import to_original
 from saccade.types import ExplainSpec, Geometry, GridLayer, ImageBatch, LinearHead
 
 SCORES = [class_score(0), class_score(1), class_score(2)]

@@ -9,8 +9,7 @@ from PIL import Image
 
 from saccade.errors import InputError, RunError
 from saccade.explanation.heatmap import Heatmap
-from saccade.ops.image import to_original
-from saccade.ops.image import Preprocess
+from saccade.ops.image import Preprocess, to_original
 from saccade.types import Geometry
 
 

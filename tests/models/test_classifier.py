@@ -7,7 +7,7 @@ from saccade.config import override
 from saccade.errors import ConfigError, InputError, UnknownNameError
 from saccade.models.base import ModelConfig
 from saccade.models.build import build, create, find_config, read_config
-from saccade.models.classifier import ClassifierConfig, stack_labels
+from saccade.models.classifier import stack_labels
 from saccade.registry import names
 from saccade.types import Classes, ClassTarget, ImageBatch
 

@@ -195,7 +195,7 @@ class Augment(Config):
 
 PRESETS: dict[str, Augment] = {
     "none": Augment(),
-    "microscope": Augment(zoom=(0.8, 1.25), flip=0.5, flip_vertical=0.5, colour=0.2),
+    "microscope": Augment(zoom=(0.6, 1.6), flip=0.5, flip_vertical=0.5, colour=0.5),
     "scenes": Augment(zoom=(0.5, 2.0), flip=0.5, colour=0.3),
     "light": Augment(shift=0.08, flip=0.5, erase=0.1),
     "standard": Augment(scale=(0.35, 1.0), flip=0.5, rand_augment=2, magnitude=7, erase=0.1),

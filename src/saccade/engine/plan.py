@@ -60,8 +60,10 @@ class TrainConfig(Config):
     """Weight the classes of label maps by median frequency, counted in the training data; for segmenters."""
     validation_share: float = 0.1
     """Share of each class held back from training where the data has no ``val``; ``test`` is never looked at."""
+    validate_every: int = 1
+    """Epochs from one validation to the next; the last epoch always has one."""
     patience: int = 0
-    """Stop after this many epochs without a better validation result; 0 never stops early."""
+    """Stop after this many validations without a better result; 0 never stops early."""
     workers: int | None = None
     """Processes that read pictures; by default as many as the machine has cores, none for pictures in memory."""
     strict: bool = False
@@ -74,7 +76,7 @@ class TrainConfig(Config):
     """Write TensorBoard files into the run folder."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
+        for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             _check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
         for name in ("limit_steps", "weight_decay", "clip_norm", "seed", "patience", "checkpoint_steps"):
             _check(name, getattr(self, name), "at least 0", getattr(self, name) >= 0)
@@ -103,7 +105,7 @@ class StepRecord:
         total: sum of the loss terms.
         learning_rate: of this step.
         grad_norm: norm of the gradient before clipping; NaN in an epoch record.
-        metrics: validation figures of the better of raw and averaged weights; empty in a step record.
+        metrics: validation figures of the better of raw and averaged weights; empty where there was no validation.
         evaluations: validation figures of ``raw`` and, where there is one, ``average``.
         is_best: whether this epoch is the best so far.
         expert_load: share of the routed tokens per layer and expert over the epoch; empty without experts.

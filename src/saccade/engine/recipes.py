@@ -16,11 +16,13 @@ class Recipe:
         model: registry name.
         data: name of the embedded data.
         train: the config.
+        overrides: dotted fields of the model's config.
     """
 
     model: str
     data: str
     train: TrainConfig
+    overrides: tuple[str, ...] = ()
 
 
 CLOTHES = Recipe(
@@ -43,12 +45,16 @@ NUCLEI = Recipe(
     "unet_nano",
     "nuclei",
     TrainConfig(
-        epochs=20,
+        epochs=30,
         batch_size=8,
         learning_rate=3e-3,
         warmup=0.1,
-        ema_decay=0.0,
-        augment=Augment(zoom=(0.8, 1.25), flip=0.5, flip_vertical=0.5, colour=0.2),
+        ema_decay=0.95,
+        validate_every=5,
+        # Some pictures are far dimmer than others, and 72 of them do not show every brightness there is.
+        augment=Augment(zoom=(0.6, 1.6), flip=0.5, flip_vertical=0.5, colour=0.7),
     ),
+    overrides=("loss.dice=1.0",),
 )
-"""Cell nuclei under a microscope, 128x128 pixels, the embedded share of DSB2018."""
+"""Cell nuclei under a microscope, 128x128 pixels, the embedded share of DSB2018: 35 seconds on two cores, mean IoU
+0.83."""

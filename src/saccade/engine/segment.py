@@ -50,6 +50,6 @@ def segment_pictures(
 def _alike(pictures: Sequence[Tensor], at_once: int | None) -> Iterator[list[Tensor]]:
     """Neighbours of one size, in groups of so many, or of so many pixels as a processor's caches hold."""
     for shape, group in itertools.groupby(pictures, key=lambda picture: tuple(picture.shape)):
-        most = at_once or max(CPU_PIXELS // (shape[1] * shape[2]), 1)
+        most = at_once or max(CPU_PIXELS // max(shape[1] * shape[2], 1), 1)
         while part := list(itertools.islice(group, most)):
             yield part

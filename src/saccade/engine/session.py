@@ -141,6 +141,12 @@ class Session:
         is_stale = bool(self.config.patience) and self.stale_epochs >= self.config.patience
         return self.epoch >= self.config.epochs or is_stale
 
+    @property
+    def is_validation_due(self) -> bool:
+        """Whether the epoch that is about to end is followed by a validation."""
+        number = self.epoch + 1
+        return number % self.config.validate_every == 0 or number >= self.config.epochs
+
     def batches(self) -> Iterator[list[Batch]]:
         """The batches of each step that is left in this epoch."""
         done = self.step_count - self.epoch * self.feed.steps_per_epoch
@@ -200,18 +206,11 @@ class Session:
 
     def end_epoch(self, evaluations: dict[str, dict[str, float]]) -> StepRecord:
         """Keep the best weights, write history and checkpoint, turn to the next epoch."""
-        quality = self.task.quality
-        which = max(evaluations, key=lambda name: quality(evaluations[name]))
-        metrics = evaluations[which]
-        is_best = self.best is None or quality(metrics) > quality(self.best["metrics"])
         self.epoch += 1
         # A loader that skipped unreadable pictures may have given fewer steps than planned; the schedule goes by the
         # plan.
         self.step_count = self.epoch * self.feed.steps_per_epoch
-        self.stale_epochs = 0 if is_best else self.stale_epochs + 1
-        if is_best:
-            self.best = {"epoch": self.epoch, "weights": which, "metrics": metrics}
-            self._save_best(which)
+        metrics, is_best = self._judge(evaluations) if evaluations else ({}, False)
         steps = max(self._sums.pop("steps", 0.0), 1.0)
         figures = {key: value / steps for key, value in self._sums.items()}
         load = [] if self._load is None else (self._load / steps).tolist()
@@ -231,6 +230,18 @@ class Session:
         self._keep(record)
         self.save()
         return record
+
+    def _judge(self, evaluations: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], bool]:
+        """The figures of the better weights, and whether they are the best so far; those are kept."""
+        quality = self.task.quality
+        which = max(evaluations, key=lambda name: quality(evaluations[name]))
+        metrics = dict(evaluations[which])
+        is_best = self.best is None or quality(metrics) > quality(self.best["metrics"])
+        self.stale_epochs = 0 if is_best else self.stale_epochs + 1
+        if is_best:
+            self.best = {"epoch": self.epoch, "weights": which, "metrics": metrics}
+            self._save_best(which)
+        return metrics, is_best
 
     def finish(self) -> None:
         """Write ``metrics.json``."""

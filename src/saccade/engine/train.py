@@ -91,7 +91,7 @@ def _steps(session: Session) -> Iterator[StepRecord]:
                 with interrupts_deferred():
                     record = session.step(batches)
                 yield record
-            evaluations = session.validate()
+            evaluations = session.validate() if session.is_validation_due else {}
             with interrupts_deferred():
                 record = session.end_epoch(evaluations)
             yield record

@@ -152,25 +152,32 @@ def explain_batch(
 
 def _subject(model: nn.Module | Subject, options: ExplainOptions) -> _Subject:
     ready = model if isinstance(model, Subject) else Subject(model)
-    asked = options.method
-    explainer = (
-        asked if not isinstance(asked, str) else default_method(ready.spec) if asked == "auto" else named_method(asked)
-    )
-    if options.layer == "auto":
-        if isinstance(asked, str) and hasattr(explainer, "layer"):
-            explainer = replace(explainer, layer=ready.spec.usual_layer)  # type: ignore[type-var]
-    elif options.layer != "final" or hasattr(explainer, "layer"):
-        if asked == "auto":
-            explainer = named_method("hirescam")
-        if not hasattr(explainer, "layer"):
-            raise ConfigError(
-                f"method {explainer.name!r} reads no layer",
-                where="layer",
-                remedy="leave layer out, or choose method 'hirescam'",
-            )
-        explainer = replace(explainer, layer=options.layer)  # type: ignore[type-var]
+    explainer = _explainer(ready, options)
     judge = ready.judge if options.verdict else None
     return _Subject(ready.model, ready.spec, ready.classes, explainer, judge, ready.has_regions)
+
+
+def _explainer(ready: Subject, options: ExplainOptions) -> Explainer:
+    """The method that is asked for, at the layer that is asked for."""
+    asked, layer = options.method, options.layer
+    if isinstance(asked, str):
+        usual = default_method(ready.spec, has_regions=ready.has_regions)
+        explainer = usual if asked == "auto" else named_method(asked)
+        if asked == "auto" and layer != "auto" and not hasattr(usual, "layer"):
+            explainer = named_method("hirescam")
+    else:
+        explainer = asked
+    if layer == "auto":
+        # An explainer made by the caller names its own layer.
+        named = isinstance(asked, str) and hasattr(explainer, "layer")
+        return replace(explainer, layer=ready.spec.usual_layer) if named else explainer  # type: ignore[type-var]
+    if not hasattr(explainer, "layer"):
+        raise ConfigError(
+            f"method {explainer.name!r} reads no layer",
+            where="layer",
+            remedy="leave layer out, or choose method 'hirescam'",
+        )
+    return replace(explainer, layer=layer)  # type: ignore[type-var]
 
 
 def _explain_pictures(

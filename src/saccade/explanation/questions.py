@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -211,7 +212,8 @@ class RegionQuestions:
             raise _itself(self.classes[label])
         rather = "" if self.against is None else f" rather than {self.classes[self.against]}"
         score = region_score(label, region, self.against)
-        return Asked((words, rather), score, words + rather, region)
+        # Two masks have the same words.
+        return Asked((words, rather, np.packbits(region.numpy()).tobytes()), score, words + rather, region)
 
 
 def check_question(question: str, classes: Classes, *, has_regions: bool) -> None:

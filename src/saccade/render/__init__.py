@@ -1,6 +1,6 @@
 """Pictures of results: heat maps and label maps over pictures, pages that compare methods, routing maps, and charts."""
 
-from saccade.render.charts import confusion_matrix, curves, reliability_diagram, routing_map
+from saccade.render.charts import bars, confusion_matrix, curves, reliability_diagram, routing_map
 from saccade.render.figure import categorical, save, to_png, to_svg
 from saccade.render.heat import crossed_out, enlarged, overlay
 from saccade.render.maps import class_colours, error_map, label_overlay, outlined
@@ -9,6 +9,7 @@ from saccade.render.page import Panel, Status, explanation, side_by_side
 __all__ = [
     "Panel",
     "Status",
+    "bars",
     "categorical",
     "class_colours",
     "confusion_matrix",

@@ -122,10 +122,16 @@ def reliability_diagram(
     return figure
 
 
-def confusion_matrix(counts: Sequence[Sequence[int]], classes: Sequence[str], *, max_classes: int = 30) -> Figure:
+def confusion_matrix(
+    counts: Sequence[Sequence[int]], classes: Sequence[str], *, max_classes: int = 30, in_percent: bool = False
+) -> Figure:
     """What is mistaken for what: rows the true class, columns the predicted one, shades by the share of the row.
 
-    With more than ``max_classes`` classes the most mistaken ones are shown.
+    Args:
+        counts: ``[K][K]``.
+        classes: names of the K classes.
+        max_classes: where there are more, the most mistaken ones are shown.
+        in_percent: write percentages of the row, for counts with too many digits, such as those of pixels.
 
     Raises:
         InputError: where the table is not square or the names do not fit.
@@ -133,7 +139,8 @@ def confusion_matrix(counts: Sequence[Sequence[int]], classes: Sequence[str], *,
     table = torch.tensor([list(row) for row in counts])
     if table.ndim != 2 or table.shape != (len(classes), len(classes)):
         raise InputError(f"counts of shape {tuple(table.shape)}", expected=f"[{len(classes)}, {len(classes)}]")
-    names, title = list(classes), "Confusion: true class in rows, prediction in columns"
+    unit = ", percent of the row" if in_percent else ""
+    names, title = list(classes), f"Confusion: true class in rows, prediction in columns{unit}"
     if len(names) > max_classes:
         wrong = table.sum(0) + table.sum(1) - 2 * table.diagonal()
         chosen = wrong.topk(max_classes).indices.sort().values
@@ -143,7 +150,8 @@ def confusion_matrix(counts: Sequence[Sequence[int]], classes: Sequence[str], *,
     number = len(names)
     cell = 0.46 if number <= 12 else max(0.2, 5.5 / number)
     longest = max(len(name) for name in names) * 0.075 + 0.2
-    width, height = number * cell + longest + 0.3, number * cell + longest + 0.5
+    # Wide enough for the title.
+    width, height = max(number * cell + longest + 0.3, len(title) * 0.082), number * cell + longest + 0.5
     figure = new_figure(width, height)
     axes = figure.add_axes((longest / width, longest / height, number * cell / width, number * cell / height))
     axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -156,10 +164,48 @@ def confusion_matrix(counts: Sequence[Sequence[int]], classes: Sequence[str], *,
     axes.set_yticks([i - 0.5 for i in range(1, number)], minor=True)
     axes.grid(which="minor", color=PAPER, linewidth=1.2)
     axes.tick_params(which="minor", length=0)
-    size = min(8.0, cell * 72 * 0.85 / (0.65 * len(str(int(table.max())))))
+    digits = 4 if in_percent else len(str(int(table.max())))
+    size = min(8.0, cell * 72 * 0.85 / (0.65 * digits))
     for row, column in table.nonzero().tolist():
         ink = PAPER if float(share[row, column]) > 0.55 else INK
-        axes.text(column, row, str(int(table[row, column])), ha="center", va="center", size=size, color=ink)
+        words = f"{float(share[row, column]):.1%}"[:-1] if in_percent else str(int(table[row, column]))
+        axes.text(column, row, words, ha="center", va="center", size=size, color=ink)
+    figure.text(0.1 / width, 1 - 0.2 / height, title, size=10, weight="bold", color=INK, va="center")
+    return figure
+
+
+def bars(rows: Mapping[str, Sequence[float | None]], names: Sequence[str], *, title: str = "") -> Figure:
+    """Shares from 0 to 1 as horizontal bars, several per row: figures of each class.
+
+    Args:
+        rows: values by the name of the row, one for each of ``names``; None where there is none.
+        names: what the bars of a row are.
+        title: line above.
+
+    Raises:
+        InputError: where a row has another number of values, or there is none.
+    """
+    if not rows or any(len(values) != len(names) for values in rows.values()):
+        raise InputError("the rows do not fit the names", expected=f"{len(names)} values in each")
+    thick = 0.8 / len(names)
+    longest = max(len(name) for name in rows) * 0.075 + 0.25
+    width, height = longest + 4.2, len(rows) * 0.2 * (len(names) + 1) + 0.95
+    figure = new_figure(width, height)
+    axes = figure.add_axes((longest / width, 0.35 / height, 4.0 / width, 1 - 0.95 / height))
+    for place, name in enumerate(names):
+        for row, values in enumerate(rows.values()):
+            value = values[place]
+            if value is None:
+                continue
+            at = row + (place - (len(names) - 1) / 2) * thick
+            label = name if row == 0 else None
+            axes.barh(at, value, thick * 0.9, color=OKABE_ITO[place], label=label, hatch="//" * place, edgecolor=PAPER)
+            axes.text(value + 0.01, at, f"{value:.0%}", size=7, color=INK, va="center")
+    axes.set_yticks(range(len(rows)), list(rows), size=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 1.08)
+    _plain(axes)
+    figure.legend(loc="upper right", ncols=len(names), frameon=False, fontsize=8)
     figure.text(0.1 / width, 1 - 0.2 / height, title, size=10, weight="bold", color=INK, va="center")
     return figure
 

@@ -30,13 +30,14 @@ def training(folder: Path, headline: str) -> Section | None:
     )
     steps = [line for line in lines if line["kind"] == "step"]
     loss = render.curves({"loss": _thinned(steps)}, title="Training loss", across="step", up="loss")
+    validated = [line for line in epochs if line["metrics"]]
     quality = render.curves(
         {
             f"{name} weights": (
-                [line["epoch"] for line in epochs],
-                [line["evaluations"][name][headline] for line in epochs],
+                [line["epoch"] for line in validated],
+                [line["evaluations"][name][headline] for line in validated],
             )
-            for name in epochs[0]["evaluations"]
+            for name in validated[0]["evaluations"]
         },
         title=f"Validation: {headline}",
         across="epoch",

@@ -51,12 +51,14 @@ class _Case:
 
 def figures(evaluation: SemanticEvaluation) -> Section:
     """Confusion of the pixels and figures per class."""
-    confusion = render.confusion_matrix(evaluation.confusion, evaluation.classes)
+    confusion = render.confusion_matrix(evaluation.confusion, evaluation.classes, in_percent=True)
+    shown = {row.name: (row.iou, row.boundary_f) for row in evaluation.per_class if row.images}
+    scores = render.bars(shown, ("IoU", "boundary F"), title="Classes")
     return Section(
         "Where it is right and wrong",
         "Rows of the matrix are true classes, counted in pixels. Boundary F is the share of boundaries that lie where "
         f"they should, within {evaluation.settings['boundary_tolerance']:.2%} of the picture's diagonal.",
-        plots=[figure(confusion, "Confusion of the pixels")],
+        plots=[figure(confusion, "Confusion of the pixels"), figure(scores, "IoU and boundary F of each class")],
         table=evaluation.table(),
     )
 
