@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --constraint constraints.txt --editable '.[dev,parity]'
 	@touch $@
 
-demo: $(STAMP)  ## train a ViT on real images, evaluate, predict, explain; writes runs/demo/report.html
+demo: $(STAMP)  ## train a ViT and a U-Net on real images, evaluate, predict, explain; writes runs/demo/report.html
 	@$(BIN)/saccade demo --out runs/demo --overwrite
 
 test: $(STAMP)  ## run all the tests

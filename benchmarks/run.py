@@ -1,7 +1,8 @@
 """Runs every benchmark in a process of its own and writes ``RESULTS.md`` from what they measured.
 
 ``python benchmarks/run.py`` runs all, ``python benchmarks/run.py vit moe`` some of them; the figures of the others are
-kept from their last run (``results/*.json``).
+kept from their last run (``results/*.json``). ``ladder.py`` is run by hand, because it needs data:
+``python benchmarks/ladder.py data/dsb2018 --json benchmarks/results/ladder.json``.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ BENCHMARKS = {
     "predict": "saccade.predict as shipped against timm in eager float32: how many times as fast",
     "gradcam": "Grad-CAM against pytorch-grad-cam, and against our own forward pass",
     "moe": "8 experts, one active, against the dense layer of the same active width: reach at most 1.3",
+    "segmentation": "FCN and U-Net against torchvision and segmentation-models-pytorch; one pass against sliding",
     "evaluate": "saccade.evaluate on 10,000 small pictures against the loop of a plain script",
 }
 """Scripts of this folder, with what they measure."""
+
+BY_HAND = {"ladder": "Every rung of the segmentation ladder, trained for the same time from scratch"}
+"""Scripts that need pictures that you name; what they last measured stands in ``RESULTS.md`` as well."""
 
 
 def markdown(rows: list[Row]) -> str:
@@ -45,7 +50,7 @@ def write_results() -> Path:
         "Written by `make bench`; do not edit. Both sides run in one process, in turn, and the medians are shown. "
         "`ratio` is the median over the rounds of the time of one side over that of the other, as each table says.\n",
     ]
-    for name, what in BENCHMARKS.items():
+    for name, what in {**BENCHMARKS, **BY_HAND}.items():
         path = RESULTS / f"{name}.json"
         if not path.is_file():
             continue

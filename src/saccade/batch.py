@@ -16,7 +16,7 @@ from saccade.api import AnyModel
 from saccade.atomic import check_folder, whole_file, write_json
 from saccade.data.decode import SUFFIXES, read_image
 from saccade.engine.predict import PredictConfig, Predictor
-from saccade.errors import ConfigError, DataError, UnknownNameError
+from saccade.errors import ConfigError, DataError, InputError, UnknownNameError
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
 from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import method, suited
@@ -138,7 +138,7 @@ def explain_files(
     for path, stem in zip(files, _stems(files), strict=True):
         maps: list[Heatmap] = []
         for name in names:
-            maps += explain_batch(subject, [path], questions, replace(options, method=name))[0]
+            maps += _explained(subject, path, questions, replace(options, method=name))
         for heat in maps:
             place = out / _file_name(f"{stem}-{heat.of}-{heat.name}")
             heat.save(f"{place}.png")
@@ -155,6 +155,16 @@ def explain_files(
             for layer, shares in enumerate(routing.shares()):
                 routing.save(out / f"{stem}-routing-{layer}.png", layer)
                 yield f"{path}: routed layer {layer}, patches per expert: " + " ".join(f"{s:.0%}" for s in shares)
+
+
+def _explained(subject: Subject, path: Path, questions: Sequence[str | None], options: ExplainOptions) -> list[Heatmap]:
+    """The heat maps of one picture; whether a pixel or part is there depends on the picture, so that is named."""
+    try:
+        return explain_batch(subject, [path], questions, options)[0]
+    except InputError as error:
+        if error.where in ("of", "against"):
+            error.where = f"{path}: --{error.where}"
+        raise
 
 
 def describe(heat: Heatmap) -> str:

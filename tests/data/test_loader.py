@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from saccade.data.dataset import ArrayDataset, FileDataset, Subset, subset
-from saccade.data.loader import MAX_REPLACEMENTS, Batch, Loader, LoaderConfig, PictureBatch, Pictures, as_targets
+from saccade.data.loader import MAX_REPLACEMENTS, Batch, Loader, LoaderConfig, as_targets
+from saccade.data.pictures import PictureBatch, Pictures
 from saccade.data.source import open_data
 from saccade.data.transforms import Augment, Mix
 from saccade.errors import ConfigError, DataError, ImageError, InputError, SaccadeError

@@ -186,7 +186,7 @@ def test_a_contrast_with_itself_is_refused(question: str | int) -> None:
         ("6,0", "pixel 6,0 lies outside of the picture; expected at most 5,3"),
         ((0, 4), "pixel 0,4 lies outside of the picture; expected at most 5,3"),
         ((-1, 0), "pixel -1,0 lies outside"),
-        ("component:5", "component 5 does not exist; expected there are 4 connected parts"),
+        ("component:5", "component 5 does not exist; expected 1 to 4"),
         ("component:0", "component 0 does not exist"),
         (3, "class 3 does not exist; expected 0 to 2"),
         (torch.zeros(4, 6, dtype=torch.bool), "the mask is empty; expected at least one pixel"),
@@ -198,6 +198,11 @@ def test_a_contrast_with_itself_is_refused(question: str | int) -> None:
 def test_what_is_not_there_is_refused(question: object, words: str) -> None:
     with pytest.raises(InputError, match=f"of: {words}"):
         questions().ask(question)  # type: ignore[arg-type]
+
+
+def test_a_picture_of_background_alone_has_no_parts() -> None:
+    with pytest.raises(InputError, match="component 1 does not exist; expected a class beside a background, which no"):
+        questions(torch.zeros(3, 3, dtype=torch.int64)).ask("component:1")
 
 
 def test_a_class_that_no_pixel_got_names_those_that_are_there() -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from saccade.config import to_dict
 from saccade.data.dataset import Dataset
-from saccade.data.loader import Batch, Loader, LoaderConfig, PictureBatch, Pictures
+from saccade.data.loader import Batch, Loader, LoaderConfig
+from saccade.data.pictures import PictureBatch, Pictures
 from saccade.data.source import DataSource
 from saccade.engine.modes import evaluating
 from saccade.engine.segment import segment_pictures

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from saccade.backbones.base import Routing
 from saccade.data.dataset import Dataset, Labelled, subset
-from saccade.data.loader import Batch, Loader, LoaderConfig, PictureBatch
+from saccade.data.loader import Batch, Loader, LoaderConfig
+from saccade.data.pictures import PictureBatch, Pictures
 from saccade.data.source import DataSource
 from saccade.engine.evaluate import check_task, held_out_batches, join_classes
 from saccade.engine.features import MAX_BYTES, FeatureLoader, HeadView, fixed_width
@@ -226,16 +227,16 @@ def balancing_weights(dataset: Dataset, relabel: Tensor, num_classes: int) -> tu
     """Weight of each class that balances them: median frequency balancing, Eigen & Fergus 2014, arXiv 1411.4734.
 
     The frequency of a class is its share of the pixels of the pictures that it occurs in; classes that occur nowhere
-    weigh nothing. Every label map is read once.
+    weigh nothing. Every label map is read once; pictures that cannot be read are left out.
     """
     pixels, seen = torch.zeros(num_classes, dtype=torch.float64), torch.zeros(num_classes, dtype=torch.float64)
-    for index in range(len(dataset)):
-        target = dataset[index].target
-        assert isinstance(target, MapTarget)
-        labels = relabelled(target.labels, relabel)
-        counts = torch.bincount(labels.flatten(), minlength=256)[:num_classes].double()
-        pixels += counts
-        seen += (counts > 0) * counts.sum()
+    for batch in Pictures(dataset).epoch():
+        for target in batch.targets:
+            assert isinstance(target, MapTarget)
+            labels = relabelled(target.labels, relabel)
+            counts = torch.bincount(labels.flatten(), minlength=256)[:num_classes].double()
+            pixels += counts
+            seen += (counts > 0) * counts.sum()
     frequency = pixels / seen
     weights = (frequency[seen > 0].median() / frequency).nan_to_num(0.0, 0.0, 0.0)
     return tuple(round(float(weight), 4) for weight in weights)

@@ -7,10 +7,10 @@ no probability further off than 0.02 (no further on average, for a segmenter), d
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -29,6 +29,9 @@ from saccade.types import ImageBatch, Prediction
 NUM_CHECKED = 16
 Ready = ImageBatch | Sequence[Tensor]
 """Pictures on their way into a model."""
+
+PIXELS_AT_ONCE = 1 << 23
+"""Pixels of a segmenter's pictures that are read before they are predicted: 24 MB of bytes."""
 
 PIXELS_CHECKED = 1 << 18
 """For segmenters, whose pictures are worth many: as many as four pictures of 256x256."""
@@ -103,14 +106,26 @@ class Predictor:
         Raises:
             ImageError: naming the first picture that cannot be read.
         """
-        tensors = (read_image(image) for image in images)
-        batch_size = self.config.batch_size
-        while chunk := list(islice(tensors, batch_size)):
+        for chunk in self._chunks(read_image(image) for image in images):
             # A short list is done before a faster copy would have paid for itself.
             if self.plan is None and self.config.speed == "auto" and self._is_worth_it(chunk):
                 yield from self._choose(chunk)
             else:
                 yield from run(self._runner, self.model, ready(self.model, chunk))
+
+    def _chunks(self, pictures: Iterator[Tensor]) -> Iterator[list[Tensor]]:
+        """Pictures in lists of ``batch_size``; of a segmenter's, which may be huge, no more than so many pixels."""
+        most = PIXELS_AT_ONCE if self.model.task == "semantic" else math.inf
+        chunk: list[Tensor] = []
+        pixels = 0
+        for picture in pictures:
+            chunk.append(picture)
+            pixels += picture[0].numel()
+            if len(chunk) == self.config.batch_size or pixels >= most:
+                yield chunk
+                chunk, pixels = [], 0
+        if chunk:
+            yield chunk
 
     def _is_worth_it(self, pictures: Sequence[Tensor]) -> bool:
         if self.model.task != "semantic":

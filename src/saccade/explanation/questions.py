@@ -184,8 +184,10 @@ class RegionQuestions:
 
     def _component(self, number: int) -> Asked:
         if not 1 <= number <= len(self.components):
-            found = f"there are {len(self.components)} connected parts"
-            raise InputError(f"component {number} does not exist", where="of", expected=found)
+            there = (
+                f"1 to {len(self.components)}" if self.components else "a class beside a background, which no pixel got"
+            )
+            raise InputError(f"component {number} does not exist", where="of", expected=there)
         part = self.components[number - 1]
         region = torch.zeros_like(self.is_content)
         size = self.images.sizes[0]

@@ -67,10 +67,11 @@ def create(
         ConfigError: where an override or the number of classes is wrong.
     """
     config = find_config(name)
-    if overrides:
-        config = override(config, overrides)
     named = _named(num_classes, classes)
     count = len(named) if named else num_classes
+    # The number of classes comes first: what is overridden may be checked against it.
+    config = config if count is None else override(config, {"num_classes": count})
+    config = override(config, overrides) if overrides else config
     return build(config if count is None else override(config, {"num_classes": count}), named)
 
 

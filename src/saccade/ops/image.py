@@ -157,7 +157,8 @@ def to_original(values: Tensor, canvas: tuple[int, int], geometry: Geometry) -> 
         ``[..., h, w]`` float32 and ``seen [h, w]`` bool: False (and zero) where the canvas does not show the pixel.
     """
     height, width = geometry.original_size
-    if tuple(values.shape[-2:]) == canvas and geometry == Geometry((height, width)):
+    is_same_scale = tuple(values.shape[-2:]) == canvas and geometry == Geometry((height, width))
+    if is_same_scale and canvas[0] >= height and canvas[1] >= width:
         is_seen = torch.ones(height, width, dtype=torch.bool, device=values.device)
         return values[..., :height, :width].float(), is_seen
     vertical, seen_rows = _resampling(int(values.shape[-2]), canvas, geometry, axis=0)
