@@ -1,4 +1,4 @@
-"""Draws the pictures of the documentation again, from the model that ``make demo`` trains."""
+"""Draws the pictures of the documentation again, from the models that ``make demo`` trains."""
 
 from __future__ import annotations
 
@@ -7,21 +7,34 @@ from pathlib import Path
 from rich.console import Console
 
 from saccade import demo, load, render
+from saccade.api import AnyModel, predict
 from saccade.data.source import open_data
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
+from saccade.explanation.questions import backgrounds
 from saccade.report import panel
+from saccade.types import Segmentation
 
 HERE = Path(__file__).parent
 RUN = HERE.parent / "runs" / "demo"
 METHODS = ("relevance", "gradcam", "integrated_gradients", "occlusion", "rise", "rollout")
 SHOWN = ("Sandal", "Shirt", "Bag")
+REGION_METHODS = ("layercam", "hirescam", "gradcam", "gradient", "occlusion")
+NUCLEI_SHOWN = (8, 9, 20)
+"""Places in the held-out pictures of nuclei."""
 
 
 def main() -> None:
     """Train where no demo has run yet, then draw."""
-    if not (RUN / "best.safetensors").is_file():
+    runs = RUN / "classification", RUN / "segmentation"
+    if not all((run / "best.safetensors").is_file() for run in runs):
         demo.run(RUN, overwrite=True, console=Console())
-    subject = Subject(load(RUN))
+    print(draw_methods(load(runs[0])))
+    print(draw_regions(load(runs[1])))
+
+
+def draw_methods(model: AnyModel) -> Path:
+    """Several methods on pictures of clothes."""
+    subject = Subject(model)
     test = open_data("fashion_mnist").split("test")
     labels = test.labels().tolist()
     rows = []
@@ -32,7 +45,25 @@ def main() -> None:
             heat = explain_batch(subject, [sample.image], [None], ExplainOptions(method=method))[0][0]
             row.append(panel(heat, title=method))
         rows.append(row)
-    print(render.save(render.side_by_side(rows), HERE / "pictures" / "methods.png", dpi=110))
+    return render.save(render.side_by_side(rows), HERE / "pictures" / "methods.png", dpi=110)
+
+
+def draw_regions(model: AnyModel, path: Path = HERE / "pictures" / "semantic.png") -> Path:
+    """Pictures of nuclei, their predicted maps, and why the largest part got its class."""
+    subject = Subject(model)
+    val = open_data("nuclei").split("val")
+    rows = []
+    for index in NUCLEI_SHOWN:
+        image = val[index].image
+        found = predict(model, image)[0]
+        assert isinstance(found, Segmentation)
+        drawn = render.label_overlay(image, found.labels, len(found.classes), backgrounds(found.classes))
+        row = [render.Panel(image=image, title="picture"), render.Panel(image=drawn, title="predicted")]
+        for method in REGION_METHODS:
+            heat = explain_batch(subject, [image], ["component:1"], ExplainOptions(method=method))[0][0]
+            row.append(panel(heat, title=method))
+        rows.append(row)
+    return render.save(render.side_by_side(rows), path, dpi=110)
 
 
 if __name__ == "__main__":

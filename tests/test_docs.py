@@ -8,21 +8,36 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from saccade.backbones.vit import ViTConfig
-from saccade.config import Config
+from saccade.config import Config, override
+from saccade.data.source import open_data
 from saccade.data.transforms import Augment, Mix
+from saccade.engine.catalog import measure
 from saccade.engine.plan import TrainConfig
+from saccade.engine.tiles import TileConfig
 from saccade.explanation.methods import METHODS
 from saccade.explanation.verdict import VerdictConfig
+from saccade.models.build import find_config
 from saccade.models.classifier import ClassifierConfig
+from saccade.models.segmenter import MapLoss
 from saccade.nn.moe import MoEConfig
 from saccade.ops.image import Preprocess
+from saccade.registry import names
+from saccade.types import MapTarget
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted(DOCS.glob("*.md"))]
-CONFIGS = (ViTConfig, MoEConfig, ClassifierConfig, TrainConfig, Augment, Mix, Preprocess)
+CONFIGS = {
+    **dict.fromkeys(
+        (ViTConfig, MoEConfig, ClassifierConfig, TrainConfig, Augment, Mix, Preprocess), "classification.md"
+    ),
+    **dict.fromkeys((MapLoss, TileConfig), "semantic.md"),
+}
+PRESET_FIELDS = ("flip", "flip_vertical", "colour")
 
 
 def rows_of(page: str, heading: str = "") -> dict[str, list[str]]:
@@ -64,7 +79,7 @@ def test_every_line_of_the_verdict_is_told_with_its_default() -> None:
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_every_field_of_a_config_is_told_with_its_default(kind: type[Config]) -> None:
-    rows = rows_of("classification.md", kind.__name__)
+    rows = rows_of(CONFIGS[kind], kind.__name__)
     config = kind()
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     plain = {name: value for name, value in fields.items() if name != "kind"}
@@ -75,6 +90,51 @@ def test_every_field_of_a_config_is_told_with_its_default(kind: type[Config]) ->
             assert tuple(told) == pytest.approx(value, rel=1e-3), name
         else:
             assert told == (type(value).__name__ if dataclasses.is_dataclass(value) else value), name
+
+
+def test_every_segmenter_is_told_with_its_size() -> None:
+    rows = rows_of("semantic.md", "Variants")
+    configs = {name: find_config(name) for name in sorted(names()) if not name.endswith("_test")}
+    segmenters = {name: config for name, config in configs.items() if config.task == "semantic"}
+    assert list(rows) == list(segmenters)
+    for name, config in segmenters.items():
+        entry = measure(name, override(config, {"preprocess.size": [256, 256]}))
+        told = [f"{entry.parameters:,}", f"{entry.flops / 1e9:.1f}", str(config.preprocess.size[0])]
+        assert rows[name] == told, name
+
+
+def test_every_preset_for_label_maps_is_told_as_it_is() -> None:
+    rows = rows_of("semantic.md", "Augmentation")
+    assert list(rows) == ["microscope", "scenes"]
+    for name, told in rows.items():
+        zoom, *others = map(default_of, told)
+        assert Augment.preset(name) == Augment(zoom=tuple(zoom), **dict(zip(PRESET_FIELDS, others, strict=True)))
+
+
+def test_the_nuclei_of_dsb2018_become_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(6):
+        name = f"{number:064d}"
+        folder = tmp_path / "stage1_train" / f"{number}{name[1:]}"
+        (folder / "images").mkdir(parents=True)
+        (folder / "masks").mkdir()
+        Image.new("RGBA", (8, 6), "gray").save(folder / "images" / f"{folder.name}.png")
+        for nucleus in range(2):
+            mask = Image.new("L", (8, 6))
+            mask.paste(255, (4 * nucleus, 1, 4 * nucleus + 2, 3))
+            mask.save(folder / "masks" / f"{nucleus}.png")
+    text = (DOCS / "semantic.md").read_text(encoding="utf-8")
+    script = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "stage1_train" in block)
+    exec(compile(script, "docs/semantic.md", "exec"), {})
+    source = open_data("dsb2018")
+    assert source.classes.names == ("background", "nucleus")
+    assert sum(len(split) for split in source.splits.values()) == 6
+    for split in source.splits.values():
+        target = split[0].target
+        assert isinstance(target, MapTarget)
+        expected = torch.zeros(6, 8, dtype=torch.uint8)
+        expected[1:3, [0, 1, 4, 5]] = 1
+        assert torch.equal(target.labels, expected)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
