@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from saccade.errors import (
 )
 from saccade.explanation.adapt import adapt
 from saccade.ops.image import Preprocess
+from saccade.types import Segmentation
 
 pytestmark = pytest.mark.xdist_group("verbs")
 
@@ -318,3 +320,74 @@ def test_altered_weights_leave_a_given_model_as_it_was(trained: Path, colours: P
         saccade.train(model, colours, weights=tmp_path / "altered.safetensors", out=tmp_path / "run", quiet=True)
     assert not model.head.weight.any()
     assert not (tmp_path / "run").exists()
+
+
+# --- label maps
+
+
+def test_the_verbs_take_a_segmenter(trained_segmenter: Path, painted: Path, tmp_path: Path) -> None:
+    path = painted / "images/val/17.png"
+    model = saccade.load(trained_segmenter)
+    before = state(model)
+    several = saccade.predict(model, [path, np.zeros((30, 70, 3), np.uint8)])
+    assert [tuple(one.labels.shape) for one in several] == [(44, 52), (30, 70)], "each in the size of its picture"
+    assert all(isinstance(one, Segmentation) for one in several)
+    truth = torch.from_numpy(np.array(Image.open(painted / "masks/val/17.png")))
+    assert (several[0].labels == truth).float().mean() > 0.85
+    region = torch.zeros(44, 52, dtype=torch.bool)
+    region[12:20, 30:38] = True
+    for of, words in (
+        (None, "red"),
+        ("blue", "blue"),
+        (1, "red"),
+        ((3, 2), "background at 3,2"),
+        (region, " in a mask"),
+    ):
+        heat = saccade.explain(model, path, of=of, method="gradient", verdict=False)
+        assert heat.of.endswith(words)
+        assert heat.region is not None
+        assert heat.map.shape == heat.region.shape == (44, 52)
+    contrast = saccade.explain(trained_segmenter, path, of="blue", against="background", method="occlusion")
+    assert contrast.of == "blue rather than background"
+    assert contrast.verdict is not None
+    assert "advantage_region" in contrast.verdict.figures
+    with Image.open(contrast.save(tmp_path / "why.png")) as drawn:
+        assert drawn.size == (52, 44)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_segmenter_continues_from_a_run_on_other_classes(
+    trained_segmenter: Path, painted: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "more/images").mkdir(parents=True)
+    for kind in ("images", "masks"):
+        for split in ("train", "val"):
+            shutil.copytree(painted / kind / split, tmp_path / "more" / kind / split)
+    (tmp_path / "more/classes.json").write_text('["background", "red", "blue", "green"]')
+    settings: dict[str, Any] = {"epochs": 1, "limit_steps": 1, "ema_decay": 0.0, "quiet": True, "batch_size": 4}
+    run = saccade.train(
+        "unet_plain_test",
+        tmp_path / "more",
+        out=tmp_path / "run",
+        weights=trained_segmenter,
+        freeze=("backbone",),
+        **settings,
+    )
+    assert run.model.classes.names == ("background", "red", "blue", "green")
+    old, new = state(saccade.load(trained_segmenter)), state(run.model)
+    same = [
+        name for name in old if name.startswith("backbone.") and "running" not in name and "num_batches" not in name
+    ]
+    assert same
+    assert all(torch.equal(old[name], new[name]) for name in same), "the frozen part is that of the run"
+    assert new["head.weight"].shape[0] == 4
+
+
+def test_evaluate_of_a_segmenter_refuses_other_data(trained_segmenter: Path, colours: Path, painted: Path) -> None:
+    with pytest.raises(DataError, match="holds 60 pictures but no masks"):
+        saccade.evaluate(trained_segmenter, colours)
+    with pytest.raises(DataError, match="there is no split 'test'; expected one of: train, val"):
+        saccade.evaluate(trained_segmenter, painted, split="test")
+    stranger = saccade.create("unet_plain_test", classes=["sky", "sea"])
+    with pytest.raises(DataError, match=r"3 class\(es\) that the model does not know: background, red, blue"):
+        saccade.evaluate(stranger, painted)

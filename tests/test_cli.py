@@ -278,7 +278,7 @@ def test_version_and_help(command: Any) -> None:
         ("explain {run} {picture} --of xyz", ["--of: unknown class 'xyz'", "expected one of: blue, dark, green, grey"]),
         ("explain {run} {picture} --against reed", ["--against: unknown class 'reed'", "did you mean 'red'?"]),
         ("evaluate {run} {data} --split test", ["no split 'test'", "expected one of: train, val"]),
-        ("models --task segmentation", ["unknown task 'segmentation'", "expected one of: classification"]),
+        ("models --task segmentation", ["unknown task 'segmentation'", "did you mean 'semantic'?"]),
         ("data make o --task segmentatio", ["unknown task 'segmentatio'", "did you mean 'segmentation'?"]),
         # config fields
         (

@@ -23,7 +23,7 @@ from saccade.data.source import DataSource, open_data
 from saccade.errors import RunError
 from saccade.report import ReportConfig, evaluate_and_report, report_run, write_report
 from saccade.tasks.classification import ClassificationEvaluation
-from saccade.types import Classes
+from saccade.types import Classes, MapTarget, Sample, Segmentation
 
 pytestmark = pytest.mark.xdist_group("verbs")
 
@@ -244,3 +244,102 @@ def test_a_place_that_takes_no_page_is_refused_before_the_work(
     for folder in (tmp_path / "file", tmp_path / "file/folder"):
         with pytest.raises(RunError, match=r"file.*expected a folder; choose another --out"):
             small_page("vit_average_test", dataset, folder)
+
+
+# --- label maps
+
+
+@pytest.fixture(scope="module")
+def map_page(trained_segmenter: Path, painted: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Path]:
+    folder = tmp_path_factory.mktemp("maps")
+    model, source = saccade.load(trained_segmenter), open_data(painted, task="semantic")
+    config = ReportConfig(title="maps", regions=2, compared=1, methods=("gradient", "relevance", "layercam"))
+    _, part = evaluate_and_report(model, source, folder, config)
+    assert [section.title for section in part.sections] == Page(folder / "report.html").text["h2"]
+    return Page(folder / "report.html"), folder
+
+
+def test_the_page_of_label_maps_needs_nothing_else(map_page: tuple[Page, Path]) -> None:
+    page, folder = map_page
+    assert_needs_nothing_else(page)
+    assert {path.name for path in folder.iterdir()} == {"evaluation.json", "report.html"}
+    assert all(np.asarray(picture.convert("RGB")).std() > 1 for picture in page.pictures())
+    assert page.text["h2"][0] == "Where it is right and wrong"
+    assert {"Worst label maps", "Best label maps", "Largest mistakes, explained"} <= set(page.text["h2"])
+    assert "Training" not in page.text["h2"], "the folder holds no run"
+
+
+def test_the_page_of_label_maps_tells_what_the_files_hold(map_page: tuple[Page, Path]) -> None:
+    page, folder = map_page
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert f"{100 * evaluation['metrics']['miou']:.1f} %" in page.text["b"]
+    for row in evaluation["per_class"]:
+        place = page.text["td"].index(row["name"])
+        shown = page.text["td"][place + 1 : place + 8]
+        keys = ("iou", "dice", "precision", "recall", "boundary_f", "share")
+        assert shown == [*(f"{100 * row[key]:.1f} %" for key in keys), str(row["images"])]
+    galleries = {"worst", "median", "best"}
+    shown_cards = [shown for kind in galleries for shown in evaluation[kind]]
+    assert shown_cards
+    for shown in shown_cards:
+        words = f"mean IoU {100 * shown['miou']:.1f} %"
+        assert any(words in card and shown["source"] in card for card in page.articles), shown
+
+
+def test_the_gallery_shows_truth_prediction_and_mistakes_with_a_legend(map_page: tuple[Page, Path]) -> None:
+    page, folder = map_page
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    cards = [card for card in page.articles if "mean IoU" in card]
+    assert len(cards) == sum(len(evaluation[kind]) for kind in ("worst", "median", "best"))
+    explained = [card for card in page.articles if "of the picture: said" in card]
+    assert 4 * len(cards) + 2 * len(explained) == page.num_card_pictures
+    for card in cards:
+        assert all(word in card for word in ("picture", "truth", "predicted", "mistakes"))
+    colours = {name: code for code, name in re.findall(r"(#[0-9a-f]{6})[^>]*>(?:<[^>]+>)*\s*(red|blue)\b", page.raw)}
+    assert set(colours) == {"red", "blue"}, "a background is not tinted, so it needs no colour"
+    assert colours["red"] != colours["blue"]
+
+
+def test_the_largest_mistakes_are_explained_against_the_truth(map_page: tuple[Page, Path], painted: Path) -> None:
+    page, folder = map_page
+    worst = json.loads((folder / "evaluation.json").read_text())["worst"]
+    explained = [card for card in page.articles if "of the picture: said" in card]
+    assert len(explained) == 2
+    for card, shown in zip(explained, worst, strict=False):
+        assert shown["source"] in card
+        found = re.search(r"([\d.]+) % of the picture: said (\w+) in a mask rather than (\w+)", card)
+        assert found is not None
+        share, said, true = float(found[1]), found[2], found[3]
+        assert said != true
+        assert 0 < share < 20
+        assert re.search(r"(supported|weak|failed)", card)
+
+
+def test_a_perfect_segmenter_has_no_mistakes_to_explain(trained_segmenter: Path, painted: Path, tmp_path: Path) -> None:
+    model = saccade.load(trained_segmenter)
+    dataset = open_data(painted, task="semantic").split("val")
+
+    class Agreed:
+        """The pictures of the data set with the model's own answers for their truth."""
+
+        task, classes, licence = "semantic", dataset.classes, None
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Sample:
+            sample = dataset[index]
+            found = saccade.predict(model, sample.image, speed="exact")[0]
+            assert isinstance(found, Segmentation)
+            return Sample(sample.image, MapTarget(found.labels), sample.source)
+
+        def fingerprint(self) -> str:
+            return "agreed"
+
+    source = DataSource({"val": Agreed()}, dataset.classes, "agreed", "agreed")
+    config = ReportConfig(compared=1, methods=("gradient",))
+    evaluation, _ = evaluate_and_report(model, source, tmp_path, config)
+    assert evaluation.metrics["miou"] == 1
+    page = Page(tmp_path / "report.html")
+    assert "Largest mistakes, explained" not in page.text["h2"]
+    assert any("mean IoU 100.0 %" in card for card in page.articles)

@@ -137,8 +137,15 @@ def explain_files(
         read_image(path)
     for path, stem in zip(files, _stems(files), strict=True):
         maps: list[Heatmap] = []
-        for name in names:
-            maps += _explained(subject, path, questions, replace(options, method=name))
+        try:
+            for name in names:
+                maps += _explained(subject, path, questions, replace(options, method=name))
+        except InputError as error:
+            # Of many pictures some will not show what is asked for; of a single one that is a mistake.
+            if len(files) == 1 or not subject.has_regions:
+                raise
+            yield f"left out: {error}"
+            continue
         for heat in maps:
             place = out / _file_name(f"{stem}-{heat.of}-{heat.name}")
             heat.save(f"{place}.png")

@@ -180,7 +180,9 @@ def test_explaining_leaves_the_model_as_it_was(model: Linear) -> None:
 
 def test_a_model_that_slides_says_what_to_do_instead() -> None:
     model = create("patch_cnn_test", 3, overrides={"inference": "sliding"}).eval()
-    with pytest.raises(ExplainError, match=r"a model that slides has no maps of the picture; set model\.inference=one_"):
+    with pytest.raises(
+        ExplainError, match=r"a model that slides has no maps of the picture; set model\.inference=one_"
+    ):
         explain(model, noise(16, 16))
 
 

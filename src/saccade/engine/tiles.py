@@ -79,7 +79,7 @@ def segment_picture(run: Run, image: Tensor, model: Segmenter, plan: TileConfig 
     device = next(model.parameters()).device
     size = (int(image.shape[1]), int(image.shape[2]))
     if not needs_tiles(model, size, plan):
-        images = model.preprocess([image]).to(device)
+        images = model.preprocess([image]).to(device).channels_last()
         found = model.postprocess(run(images), images)[0]
         return Segmentation(found.labels.cpu(), found.confidence.cpu(), found.classes)
     rows, columns = _axes(model, size, plan)
@@ -166,7 +166,7 @@ def _tile_logits(run: Run, image: Tensor, model: Segmenter, axes: tuple[_Axis, _
     while chunk := list(itertools.islice(places, at_once)):
         tiles = torch.stack([_cut(image, place, (rows.length, columns.length)) for place in chunk])
         # The bytes travel, not the numbers made of them.
-        yield from run(ImageBatch.of(model.preprocess.normalise(tiles.to(device)))).logits.detach()
+        yield from run(ImageBatch.of(model.preprocess.normalise(tiles.to(device))).channels_last()).logits.detach()
 
 
 def _cut(image: Tensor, place: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -66,9 +66,15 @@ class Subject:
             module = adapt(module)
         ready: Any = module
         self.model: nn.Module = module
-        self.spec: ExplainSpec = ready.explain_spec()
         self.classes: Classes = ready.classes
         self.has_regions: bool = getattr(ready, "task", "classification") == "semantic"
+
+    @cached_property
+    def spec(self) -> ExplainSpec:
+        """What the model declares about itself; asked for when needed, as some models can only be evaluated."""
+        ready: Any = self.model
+        spec: ExplainSpec = ready.explain_spec()
+        return spec
 
     @cached_property
     def judge(self) -> Judge:

@@ -162,8 +162,10 @@ class Segmenter(VisionModel[SegmenterOutputs, MapTarget, Segmentation]):
         canvas = (int(images.pixels.shape[-2]), int(images.pixels.shape[-1]))
         predictions = []
         for logits, geometry in zip(outputs.logits.detach(), images.geometries, strict=True):
-            scores = to_original(logits, canvas, geometry)[0].softmax(dim=0)
-            confidence, labels = scores.max(dim=0)
+            values = to_original(logits, canvas, geometry)[0]
+            highest, labels = values.max(dim=0)
+            # The softmax of the likeliest class alone: no need to write down those of the others.
+            confidence = (values - highest).exp_().sum(dim=0).reciprocal_()
             predictions.append(Segmentation(labels.to(torch.uint8), confidence.half(), self.classes))
         return predictions
 

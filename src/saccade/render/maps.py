@@ -28,7 +28,9 @@ def class_colours(num_classes: int) -> Tensor:
 def label_overlay(
     image: Tensor, labels: Tensor, num_classes: int, hidden: Collection[int] = (), *, alpha: float = 0.45
 ) -> Tensor:
-    """A label map laid over its picture, ``[3, h, w]`` uint8: classes tinted, with a line along their borders.
+    """A label map laid over its picture, uint8: classes tinted, with a line along their borders.
+
+    Small pictures are enlarged (``enlarged``), or the lines would cover them.
 
     Args:
         image: ``[3, h, w]`` uint8.

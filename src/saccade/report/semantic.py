@@ -11,7 +11,7 @@ from saccade import render
 from saccade.data.dataset import Dataset
 from saccade.engine.evaluate import join_classes
 from saccade.engine.predict import PredictConfig, Predictor
-from saccade.errors import SaccadeError
+from saccade.errors import ExplainError, SaccadeError
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
 from saccade.explanation.methods import suited
 from saccade.explanation.questions import backgrounds
@@ -126,7 +126,10 @@ def mistakes(
 
 def methods(subject: Subject, dataset: Dataset, evaluation: SemanticEvaluation, config: ReportConfig) -> Section | None:
     """Several methods on the largest predicted part of some pictures, each with its verdict."""
-    reasons = suited(subject.spec)
+    try:
+        reasons = suited(subject.spec)
+    except ExplainError:  # a model that slides has no maps; the mistakes say so
+        return None
     names = [name for name in config.methods if reasons.get(name, "unknown") is None]
     rows: list[list[render.Panel]] = []
     for shown in (*evaluation.best, *evaluation.median):
