@@ -32,7 +32,8 @@ from saccade.engine.predict import Predictor
 from saccade.engine.segment import segment_pictures
 from saccade.engine.train import train
 from saccade.models.build import AnyModel, create
-from saccade.render.figure import FAINT, INK, categorical, new_figure, save
+from saccade.ops.palette import categorical
+from saccade.render.figure import FAINT, INK, new_figure, save
 from saccade.tasks.semantic import SemanticEvaluation
 
 AUGMENT = Augment.preset("microscope")

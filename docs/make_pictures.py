@@ -10,7 +10,6 @@ from saccade import demo, load, render
 from saccade.api import AnyModel, predict
 from saccade.data.source import open_data
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
-from saccade.explanation.questions import backgrounds
 from saccade.report import panel
 from saccade.types import Segmentation
 
@@ -57,7 +56,7 @@ def draw_regions(model: AnyModel, path: Path = HERE / "pictures" / "semantic.png
         image = val[index].image
         found = predict(model, image)[0]
         assert isinstance(found, Segmentation)
-        drawn = render.label_overlay(image, found.labels, len(found.classes), backgrounds(found.classes))
+        drawn = render.label_overlay(image, found.labels, len(found.classes), found.classes.backgrounds)
         row = [render.Panel(image=image, title="picture"), render.Panel(image=drawn, title="predicted")]
         for method in REGION_METHODS:
             heat = explain_batch(subject, [image], ["component:1"], ExplainOptions(method=method))[0][0]

@@ -20,7 +20,7 @@ from saccade.errors import ConfigError, DataError, InputError, UnknownNameError
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
 from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import method, suited
-from saccade.explanation.questions import backgrounds, check_question
+from saccade.explanation.questions import check_question
 from saccade.explanation.routing import has_experts, routing_maps
 from saccade.ops.masks import connected_components
 from saccade.report import panel
@@ -93,7 +93,7 @@ def told(record: Mapping[str, Any]) -> str:
 
 def _write_maps(prediction: Segmentation, path: Path, out: Path, stem: str) -> dict[str, Any]:
     """Write the label map and its overlay; returns their names, and the connected parts that can be explained."""
-    hidden = backgrounds(prediction.classes)
+    hidden = prediction.classes.backgrounds
     colours = render.class_colours(len(prediction.classes))
     labels, overlay = out / f"{stem}-labels.png", out / f"{stem}-overlay.png"
     indexed = Image.fromarray(prediction.labels.numpy(), "P")

@@ -77,16 +77,15 @@ def pixel_cross_entropy(
         InputError: where a label is no class of the model. Checked on the CPU only; an accelerator would have to wait.
     """
     _check_map(logits, labels)
-    options = {"weight": weight, "ignore_index": IGNORE, "label_smoothing": smoothing}
-    if reduction == "sum":
-        return F.cross_entropy(logits.float(), labels, reduction="sum", **options)  # type: ignore[arg-type]
     counts = labels != IGNORE
     if weight is not None:
         counts &= weight[labels.masked_fill(~counts, 0)] > 0
-    if not bool(counts.any()):
+    if reduction == "mean" and not bool(counts.any()):
         # The mean over nothing is not a number; a crop without a pixel that counts has nothing to teach.
         return logits.float().sum() * 0.0
-    return F.cross_entropy(logits.float(), labels, **options)  # type: ignore[arg-type]
+    return F.cross_entropy(
+        logits.float(), labels, weight, ignore_index=IGNORE, reduction=reduction, label_smoothing=smoothing
+    )
 
 
 def dice(logits: Tensor, labels: Tensor, *, smooth: float = 1.0) -> Tensor:

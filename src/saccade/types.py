@@ -15,6 +15,8 @@ from torch import Tensor
 
 from saccade.errors import InputError, UnknownNameError
 
+_BACKGROUNDS = frozenset({"background", "unlabeled", "unlabelled", "other"})
+
 TaskName = Literal["classification", "semantic", "detection", "instance", "zero_shot"]
 
 
@@ -37,6 +39,11 @@ class Classes:
     def numbered(cls, num_classes: int) -> Classes:
         """Stand-in names ``class_0`` ... for a model that was never told any."""
         return cls(tuple(f"class_{index}" for index in range(num_classes)))
+
+    @property
+    def backgrounds(self) -> frozenset[int]:
+        """Labels of the classes that stand for everything else: background, unlabeled, other."""
+        return frozenset(label for label, name in enumerate(self.names) if name.casefold() in _BACKGROUNDS)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -283,18 +290,24 @@ class Sample:
     source: str
 
 
+def as_grid(activation: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """An activation ``[B, C, h, w]`` that is a grid over the whole canvas already."""
+    return activation
+
+
 @dataclass(frozen=True)
 class GridLayer:
     """A layer whose activation can be laid out on the picture.
 
     Attributes:
         path: dotted name of the module ("" is the model itself).
-        to_grid: (recorded activation, canvas size ``(H, W)``) -> ``[B, C, h, w]``; a view, so that gradients pass.
+        to_grid: (recorded activation, canvas size ``(H, W)``) -> ``[B, C, h, w]``; a view, so that gradients pass. By
+            default the activation itself, as convolutions leave it.
         is_input: record what enters the module instead of what leaves it.
     """
 
     path: str
-    to_grid: Callable[[Tensor, tuple[int, int]], Tensor]
+    to_grid: Callable[[Tensor, tuple[int, int]], Tensor] = as_grid
     is_input: bool = False
 
 

@@ -12,7 +12,6 @@ from saccade.explanation.explain import explain
 from saccade.explanation.questions import (
     ClassQuestions,
     RegionQuestions,
-    backgrounds,
     check_question,
     label_of,
     pixel_of,
@@ -241,8 +240,8 @@ def test_regions_are_no_questions_to_a_classifier() -> None:
 def test_pixels_backgrounds_and_labels() -> None:
     assert pixel_of("12,34") == pixel_of((12, 34)) == (12, 34)
     assert all(pixel_of(other) is None for other in (None, "car", 3, "component:2", torch.ones(1, 1)))
-    assert backgrounds(Classes(("Background", "car", "Unlabelled", "other"))) == {0, 2, 3}
-    assert backgrounds(Classes(("sky", "car"))) == frozenset()
+    assert Classes(("Background", "car", "Unlabelled", "other")).backgrounds == {0, 2, 3}
+    assert Classes(("sky", "car")).backgrounds == frozenset()
     assert (label_of("Car", CLASSES), label_of(1, CLASSES)) == (2, 1)
     with pytest.raises(InputError, match="class -1 does not exist"):
         label_of(-1, CLASSES)

@@ -82,8 +82,8 @@ class TimmBackbone(Backbone):
         """The stages as timm names them (``layer1``, ``blocks.2``) and ``final``, the last map."""
         modules = dict(self.body.named_modules())
         stages = [info["module"] for info in self.body.feature_info]
-        layers = {name: GridLayer(f"body.{name}", _as_it_is) for name in stages if name in modules}
-        return ExplainSpec({**layers, "final": GridLayer("maps", _as_it_is)})
+        layers = {name: GridLayer(f"body.{name}") for name in stages if name in modules}
+        return ExplainSpec({**layers, "final": GridLayer("maps")})
 
 
 def build_body(config: TimmConfig) -> nn.Module:
@@ -142,7 +142,3 @@ def _not_convolutional(name: str) -> ConfigError:
         expected="a convolutional network",
         remedy="use 'vit_*' models for transformers",
     )
-
-
-def _as_it_is(maps: Tensor, _: tuple[int, int]) -> Tensor:
-    return maps

@@ -40,7 +40,7 @@ _ORIENTATION = 0x0112
 """EXIF tag."""
 
 _BACKGROUND = (255, 255, 255)
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, OverflowError)
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, OverflowError)
 """What Pillow's readers raise for damaged files; ``UnidentifiedImageError`` is an ``OSError``."""
 
 
@@ -92,7 +92,7 @@ def read_size(path: Path) -> tuple[tuple[int, int], str]:
                 return (height, width), image.mode
     except Image.DecompressionBombError:
         raise _too_large(str(path), None, MAX_PIXELS) from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _unreadable(error, str(path)) from error
 
 
@@ -125,14 +125,14 @@ def _read_bytes(data: bytes, max_pixels: int, where: str) -> Tensor:
                 return _decode(image, max_pixels, where)
     except Image.DecompressionBombError:
         raise _too_large(where, None, max_pixels) from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _unreadable(error, where) from error
 
 
 def _read_pil(image: Image.Image, max_pixels: int, where: str) -> Tensor:
     try:
         return _decode(image, max_pixels, where)
-    except _DAMAGE as error:  # Pillow reads the file only now
+    except DAMAGE as error:  # Pillow reads the file only now
         raise _unreadable(error, where) from error
 
 

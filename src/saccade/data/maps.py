@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
 import warnings
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from saccade.data.decode import read_image
+from saccade.data.decode import DAMAGE, read_image
 from saccade.data.splits import check_two_classes
 from saccade.errors import DataError, ImageError
 from saccade.types import Classes, MapTarget, Sample, TaskName
@@ -43,9 +41,6 @@ LOSSY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 
 UNKNOWN = -1
 """What ``Coding.lookup`` gives for a value without a label."""
-
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, OverflowError)
-"""What Pillow's readers raise for damaged files."""
 
 _SHOWN = 4
 """How many values a sentence names."""
@@ -174,7 +169,7 @@ def read_values(path: Path, *, is_colour: bool) -> NDArray[Any]:
                 return _numbers(upright, path)
     except Image.DecompressionBombError:
         raise ImageError("the mask has far more pixels than can be decoded", where=str(path)) from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         remedy = "write or copy it again"
         raise ImageError(f"the mask is damaged or no picture ({reason})", where=str(path), remedy=remedy) from error

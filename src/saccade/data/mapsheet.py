@@ -5,7 +5,6 @@ h, w size · K classes
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,14 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from saccade.data.dataset import Dataset
 from saccade.errors import DataError
+from saccade.ops.palette import class_colours
 from saccade.types import IGNORE, Classes, MapTarget
-
-_GOLDEN = 0.6180339887498949
-"""Turning the hue by this share of the circle keeps any number of neighbours apart."""
 
 _TINT = 0.55
 _IGNORED = (255, 255, 255)
-_BACKGROUND = "background"
 _MARGIN, _BAND = 6, 18
 _ENTRY = 150
 """Width of one class of the legend in pixels."""
@@ -87,10 +83,8 @@ def _legend(shown: Sequence[_Thumbnail], classes: Classes) -> list[tuple[int, st
 def _tints(classes: Classes) -> NDArray[np.float64]:
     """Colour and opacity of every label, ``[256, 4]``."""
     table = np.zeros((IGNORE + 1, 4))
-    for label, name in enumerate(classes):
-        saturation, value = (0.9, 0.65)[label // 8 % 2], (1.0, 0.75)[label % 2]
-        colour = colorsys.hsv_to_rgb(label * _GOLDEN % 1, saturation, value)
-        table[label] = (*(round(255 * part) for part in colour), 0.0 if name == _BACKGROUND else _TINT)
+    table[: len(classes), :3] = class_colours(len(classes)).numpy()
+    table[: len(classes), 3] = [0.0 if label in classes.backgrounds else _TINT for label in range(len(classes))]
     table[IGNORE] = (*_IGNORED, 1.0)
     return table
 

@@ -7,6 +7,7 @@ no probability further off than 0.02 (no further on average, for a segmenter), d
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -108,7 +109,7 @@ class Predictor:
         """
         for chunk in self._chunks(read_image(image) for image in images):
             # A short list is done before a faster copy would have paid for itself.
-            if self.plan is None and self.config.speed == "auto" and self._is_worth_it(chunk):
+            if self.plan is None and self.config.speed == "auto" and sum(map(self._worth, chunk)) >= 1:
                 yield from self._choose(chunk)
             else:
                 yield from run(self._runner, self.model, ready(self.model, chunk))
@@ -127,18 +128,17 @@ class Predictor:
         if chunk:
             yield chunk
 
-    def _is_worth_it(self, pictures: Sequence[Tensor]) -> bool:
-        if self.model.task != "semantic":
-            return len(pictures) >= NUM_CHECKED
-        return sum(picture[0].numel() for picture in pictures) >= PIXELS_CHECKED
+    def _worth(self, picture: Tensor) -> float:
+        """The part of a check that a picture makes up: pictures count where one is one answer, else pixels."""
+        return picture[0].numel() / PIXELS_CHECKED if self.model.task == "semantic" else 1 / NUM_CHECKED
 
     def _choose(self, pictures: Sequence[Tensor]) -> list[Prediction]:
         """Decide on the fastest copy that agrees, on the first pictures; returns all float32 predictions."""
         task = TASKS[self.model.task]
         exact = Candidate("float32, as written", self.model)
         predictions = run(exact, self.model, ready(self.model, pictures))
-        first = _first(pictures, self.model.task == "semantic")
-        checked, reference = ready(self.model, first), predictions[: len(first)]
+        count = 1 + sum(total < 1 for total in itertools.accumulate(map(self._worth, pictures)))
+        checked, reference = ready(self.model, pictures[:count]), predictions[:count]
         base_seconds = _seconds(exact, self.model, checked)
         best, rejected = Plan(), []
         for candidate in candidates(self.model, self.device):
@@ -153,17 +153,6 @@ class Predictor:
                 self._runner = candidate
         self.plan = replace(best, rejected=tuple(rejected))
         return predictions
-
-
-def _first(pictures: Sequence[Tensor], is_by_pixels: bool) -> Sequence[Tensor]:
-    """The pictures that copies are checked on: so many, or until there are enough pixels."""
-    if not is_by_pixels:
-        return pictures[:NUM_CHECKED]
-    count, pixels = 0, 0
-    while count < len(pictures) and pixels < PIXELS_CHECKED:
-        pixels += pictures[count][0].numel()
-        count += 1
-    return pictures[:count]
 
 
 def ready(model: VisionModel[Any, Any, Any], pictures: Sequence[Tensor]) -> Ready:

@@ -191,8 +191,7 @@ def _explain_pictures(
 ) -> list[list[Heatmap]]:
     model: Any = subject.model
     device, dtype = model_device(model)
-    images, of = _on_canvas(subject, pictures, of)
-    images = images.to(device, dtype).channels_last()
+    images = _on_canvas(subject, pictures, of).to(device, dtype).channels_last()
     with undisturbed(model), torch.no_grad():
         outputs = model(images)
         asked = _ask(subject, outputs, images, of, options.against)
@@ -212,14 +211,12 @@ def _explain_pictures(
     ]
 
 
-def _on_canvas(
-    subject: _Subject, pictures: list[Tensor], of: Sequence[Question]
-) -> tuple[ImageBatch, Sequence[Question]]:
+def _on_canvas(subject: _Subject, pictures: list[Tensor], of: Sequence[Question]) -> ImageBatch:
     """Pictures as the model sees them; of one that is too large, the surroundings of the pixel that is asked about."""
     preprocess: Preprocess = subject.model.preprocess  # type: ignore[assignment]
     height, width = int(pictures[0].shape[-2]), int(pictures[0].shape[-1])
     if preprocess.policy != "native" or height * width <= MAX_REGION_PIXELS:
-        return _filled(preprocess(pictures), subject.model), of
+        return _filled(preprocess(pictures), subject.model)
     pixels = [pixel_of(question) for question in of]
     if len(of) != 1 or pixels[0] is None:
         raise InputError(
@@ -234,7 +231,7 @@ def _on_canvas(
         for place, whole in zip(pixels[0], (width, height), strict=True)
     )
     part = preprocess([pictures[0][:, top : top + side, left : left + side]])
-    return _filled(replace(part, geometries=(Geometry((height, width), offset=(-top, -left)),)), subject.model), of
+    return _filled(replace(part, geometries=(Geometry((height, width), offset=(-top, -left)),)), subject.model)
 
 
 def _filled(images: ImageBatch, model: nn.Module) -> ImageBatch:

@@ -34,8 +34,6 @@ a background.
 
 _PIXEL = re.compile(r"\s*(\d+)\s*,\s*(\d+)\s*")
 _COMPONENT = re.compile(r"component\s*[:#]?\s*(\d+)", re.IGNORECASE)
-BACKGROUNDS = frozenset({"background", "unlabeled", "unlabelled", "other"})
-"""Names of classes that stand for everything else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +120,7 @@ class RegionQuestions:
     def components(self) -> list[Component]:
         """The connected parts of the predicted map on the canvas, backgrounds left out, largest first."""
         size = self.images.sizes[0]
-        return connected_components(self.labels[: size[0], : size[1]], backgrounds(self.classes))
+        return connected_components(self.labels[: size[0], : size[1]], self.classes.backgrounds)
 
     def ask(self, question: Question) -> Asked:
         """One question.
@@ -148,7 +146,7 @@ class RegionQuestions:
 
     def _main(self) -> int:
         counts = torch.bincount(self.labels[self.is_content], minlength=len(self.classes))
-        for label in backgrounds(self.classes):
+        for label in self.classes.backgrounds:
             if int(counts.sum()) > int(counts[label]):
                 counts[label] = 0
         return int(counts.argmax())
@@ -233,11 +231,6 @@ def pixel_of(question: Question) -> tuple[int, int] | None:
     """The pixel that a question is about, ``(left, top)``; None where it is about something else."""
     parsed = _parsed(question) if isinstance(question, str) else question
     return parsed if isinstance(parsed, tuple) else None
-
-
-def backgrounds(classes: Classes) -> frozenset[int]:
-    """Labels of the classes that stand for everything else."""
-    return frozenset(label for label, name in enumerate(classes) if name.casefold() in BACKGROUNDS)
 
 
 def label_of(question: str | int, classes: Classes) -> int:

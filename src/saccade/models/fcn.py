@@ -22,10 +22,9 @@ from torch import Tensor, nn
 
 from saccade.backbones.timm import TimmConfig
 from saccade.errors import ConfigError
-from saccade.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutputs
+from saccade.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutputs, native
 from saccade.nn.conv import ConvNorm
 from saccade.nn.resample import Interpolate, build_upsample
-from saccade.ops.image import Preprocess
 from saccade.registry import register
 from saccade.types import ExplainSpec, GridLayer
 
@@ -162,7 +161,7 @@ class FCN(Segmenter):
         """The backbone's stages, ``bottleneck``, and ``final``: with skips the fused scores, else what is scored."""
         layers = dict(self.backbone.explain_spec().under("backbone").layers)
         layers["bottleneck"] = layers.pop("final")
-        layers["final"] = GridLayer("head.fused" if self.neck is None else "final", _as_it_is)
+        layers["final"] = GridLayer("head.fused" if self.neck is None else "final")
         return ExplainSpec(layers, usual_layer="bottleneck")
 
 
@@ -191,25 +190,17 @@ def _neck(width: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(ConvNorm(width, width // 4), nn.Dropout(dropout))
 
 
-def _as_it_is(maps: Tensor, _: tuple[int, int]) -> Tensor:
-    return maps
-
-
-def _canvas(side: int) -> Preprocess:
-    return Preprocess(size=(side, side), policy="native")
-
-
 def _sizes() -> dict[str, FCNConfig]:
     dilated = {
         f"fcn_{name}": FCNConfig(
             backbone=TimmConfig(name=name, arguments={"output_stride": 8}),
             head="dilated",
             has_auxiliary=True,
-            preprocess=_canvas(512),
+            preprocess=native(512),
         )
         for name in ("resnet50", "resnet101")
     }
-    r18 = FCNConfig(backbone=TimmConfig(name="resnet18"), preprocess=_canvas(512))
+    r18 = FCNConfig(backbone=TimmConfig(name="resnet18"), preprocess=native(512))
     narrow = TimmConfig(name="resnet18", arguments={"channels": [16, 32, 64, 128]})
     return {
         **dilated,
@@ -218,21 +209,21 @@ def _sizes() -> dict[str, FCNConfig]:
         "fcn8s_r18": r18,
         "fcn8s_r50": replace(r18, backbone=TimmConfig(name="resnet50")),
         "fcn8s_mobilenet": replace(r18, backbone=TimmConfig(name="mobilenetv2_100")),
-        "fcn8s_small": replace(r18, backbone=narrow, preprocess=_canvas(256)),
+        "fcn8s_small": replace(r18, backbone=narrow, preprocess=native(256)),
     }
 
 
 def _tests() -> dict[str, FCNConfig]:
     """Under 100k parameters each."""
     cnn = {"layers": [1, 1, 1, 1], "channels": [8, 12, 16, 24]}
-    skip = FCNConfig(backbone=TimmConfig(name="resnet18", arguments=cnn), num_classes=5, preprocess=_canvas(64))
+    skip = FCNConfig(backbone=TimmConfig(name="resnet18", arguments=cnn), num_classes=5, preprocess=native(64))
     wider = {"channels": [8, 12, 24, 32], "output_stride": 8}  # a neck of a quarter of these has to learn something
     dilated = TimmConfig(name="resnet18", arguments={**cnn, **wider})
     return {
         "fcn32s_test": replace(skip, finest=32),
         "fcn8s_test": skip,
         "fcn8s_learned_test": replace(skip, upsampling="learned"),
-        "fcn_dilated_test": replace(skip, backbone=dilated, head="dilated", has_auxiliary=True, preprocess=_canvas(32)),
+        "fcn_dilated_test": replace(skip, backbone=dilated, head="dilated", has_auxiliary=True, preprocess=native(32)),
     }
 
 

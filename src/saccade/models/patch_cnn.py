@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 from saccade.backbones.base import Routing
 from saccade.errors import ConfigError, ExplainError
-from saccade.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutputs
-from saccade.ops.image import Preprocess
+from saccade.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutputs, native
 from saccade.registry import register
 from saccade.types import ExplainSpec, GridLayer
 
@@ -255,7 +254,7 @@ def _variants() -> dict[str, PatchCNNConfig]:
         kernels=(4, 2),
         dense=(24,),
         num_classes=3,
-        preprocess=Preprocess(size=(32, 32), policy="native"),
+        preprocess=native(32),
     )
     return {"patch_cnn": plain, "patch_cnn_sliding": replace(plain, inference="sliding"), "patch_cnn_test": tiny}
 

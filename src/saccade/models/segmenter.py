@@ -25,6 +25,11 @@ from saccade.ops.image import Preprocess, to_original
 from saccade.types import IGNORE, ImageBatch, Losses, MapTarget, Segmentation, TaskName
 
 
+def native(side: int) -> Preprocess:
+    """Pictures at their own scale, in crops and tiles of ``side`` x ``side`` pixels."""
+    return Preprocess(size=(side, side), policy="native")
+
+
 @dataclass(frozen=True, kw_only=True)
 class MapLoss(Config):
     """What a segmenter learns from: a weighted sum of terms, each over the labelled pixels alone."""
@@ -67,7 +72,7 @@ class SegmenterConfig(ModelConfig):
     task: ClassVar[TaskName] = "semantic"
     num_classes: int = 21
     """Number of pixel classes; a background is one of them."""
-    preprocess: Preprocess = field(default_factory=lambda: Preprocess(size=(256, 256), policy="native"))
+    preprocess: Preprocess = field(default_factory=lambda: native(256))
     """How pictures become pixels; with ``native``, ``size`` is the size of training crops and of tiles."""
     loss: MapLoss = field(default_factory=MapLoss)
     """What it learns from."""
@@ -135,10 +140,14 @@ class Segmenter(VisionModel[SegmenterOutputs, MapTarget, Segmentation]):
         logits, config = outputs.logits, self.config.loss
         labels = stack_maps(targets, (int(logits.shape[-2]), int(logits.shape[-1]))).to(logits.device)
         weight = logits.new_tensor(config.class_weights, dtype=torch.float32) if config.class_weights else None
-        options = {"weight": weight, "reduction": config.reduction, "smoothing": config.label_smoothing}
+
+        def over_pixels(scores: Tensor) -> Tensor:
+            smoothing = config.label_smoothing
+            return pixel_cross_entropy(scores, labels, weight=weight, reduction=config.reduction, smoothing=smoothing)
+
         terms: dict[str, Tensor] = {}
         if config.cross_entropy:
-            terms["cross_entropy"] = config.cross_entropy * pixel_cross_entropy(logits, labels, **options)  # type: ignore[arg-type]
+            terms["cross_entropy"] = config.cross_entropy * over_pixels(logits)
         if config.dice:
             terms["dice"] = config.dice * dice(logits, labels)
         if config.focal:
@@ -149,8 +158,7 @@ class Segmenter(VisionModel[SegmenterOutputs, MapTarget, Segmentation]):
             near = boundary_cross_entropy(logits, labels, width=config.boundary_width)
             terms["boundary"] = config.boundary * near
         for index, auxiliary in enumerate(outputs.auxiliary):
-            value = pixel_cross_entropy(auxiliary, labels, **options)  # type: ignore[arg-type]
-            terms[f"auxiliary_{index}"] = config.auxiliary * value
+            terms[f"auxiliary_{index}"] = config.auxiliary * over_pixels(auxiliary)
         with torch.no_grad():
             known = labels != IGNORE
             is_right = (logits.argmax(1) == labels) & known

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from saccade.backbones.base import Routing
 from saccade.errors import ConfigError
-from saccade.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutputs
+from saccade.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutputs, native
 from saccade.nn.conv import ConvNorm
 from saccade.nn.resample import UpsampleKind, build_upsample
-from saccade.ops.image import Preprocess
 from saccade.registry import register
 from saccade.types import ExplainSpec, GridLayer
 
@@ -94,20 +93,16 @@ class SegNet(Segmenter):
     def explain_spec(self) -> ExplainSpec:
         """``encoder1`` ..., ``bottleneck``, then the decoder from coarse to fine, ``final`` being its finest stage."""
         depth = len(self.encoder)
-        layers = {f"encoder{i + 1}": GridLayer(f"encoder.{i}", _as_it_is) for i in range(depth)}
-        layers["bottleneck"] = GridLayer("bottleneck", _as_it_is)
-        layers |= {f"decoder{depth - i}": GridLayer(f"decoder.{i}", _as_it_is) for i in range(depth - 1)}
-        layers["final"] = GridLayer(f"decoder.{depth - 1}", _as_it_is)
+        layers = {f"encoder{i + 1}": GridLayer(f"encoder.{i}") for i in range(depth)}
+        layers["bottleneck"] = GridLayer("bottleneck")
+        layers |= {f"decoder{depth - i}": GridLayer(f"decoder.{i}") for i in range(depth - 1)}
+        layers["final"] = GridLayer(f"decoder.{depth - 1}")
         return ExplainSpec(layers, usual_layer="bottleneck")
 
 
 def _stage(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
     """3x3 convolutions to these widths, each with batch norm and ReLU."""
     return nn.Sequential(*(ConvNorm(a, b) for a, b in zip((channels, *widths), widths, strict=False)))
-
-
-def _as_it_is(maps: Tensor, _: tuple[int, int]) -> Tensor:
-    return maps
 
 
 def _variants() -> dict[str, SegNetConfig]:
@@ -126,7 +121,7 @@ def _variants() -> dict[str, SegNetConfig]:
 
 def _tests() -> dict[str, SegNetConfig]:
     """Under 100k parameters each; their names end in ``_test`` and the contract suite runs over them."""
-    canvas = Preprocess(size=(32, 32), policy="native")
+    canvas = native(32)
     tiny = SegNetConfig(widths=(16, 24), convs=(1, 2), num_classes=4, preprocess=canvas)
     kinds: tuple[UpsampleKind, ...] = get_args(UpsampleKind)
     return {f"segnet_{kind}_test": replace(tiny, upsample=kind) for kind in kinds}

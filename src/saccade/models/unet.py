@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from saccade.backbones.base import Backbone, BackboneConfig, Features, Routing
 from saccade.backbones.timm import TimmConfig
 from saccade.errors import ConfigError
-from saccade.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutputs
+from saccade.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutputs, native
 from saccade.nn.conv import double_conv
 from saccade.nn.resample import build_upsample
-from saccade.ops.image import Preprocess
 from saccade.registry import register
 from saccade.types import ExplainSpec, GridLayer
 
@@ -81,7 +80,7 @@ class PlainEncoder(Backbone):
         """The stages as ``stage0`` ..., the deepest as ``final``."""
         last = len(self.stages) - 1
         names = [*(f"stage{level}" for level in range(last)), "final"]
-        return ExplainSpec({name: GridLayer(f"stages.{level}", _as_it_is) for level, name in enumerate(names)})
+        return ExplainSpec({name: GridLayer(f"stages.{level}") for level, name in enumerate(names)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +188,8 @@ class UNet(Segmenter):
         """The encoder's stages, ``bottleneck``, the decoder's blocks as ``decoder0`` ..., and ``final``."""
         layers = dict(self.backbone.explain_spec().under("backbone").layers)
         layers["bottleneck"] = layers.pop("final")
-        layers |= {f"decoder{i}": GridLayer(f"decoder.{i}.fuse", _as_it_is) for i in range(len(self.decoder) - 1)}
-        layers["final"] = GridLayer("final", _as_it_is)
+        layers |= {f"decoder{i}": GridLayer(f"decoder.{i}.fuse") for i in range(len(self.decoder) - 1)}
+        layers["final"] = GridLayer("final")
         return ExplainSpec(layers, usual_layer="bottleneck")
 
 
@@ -217,20 +216,12 @@ def _plan(backbone: Backbone, config: UNetConfig) -> list[tuple[int, int, int, i
     return list(zip((channels[-1], *widths), skips, widths, factors, strict=False))
 
 
-def _as_it_is(maps: Tensor, _: tuple[int, int]) -> Tensor:
-    return maps
-
-
 def _plain(*widths: int) -> UNetConfig:
     return UNetConfig(backbone=PlainEncoderConfig(widths=widths))
 
 
-def _canvas(side: int) -> Preprocess:
-    return Preprocess(size=(side, side), policy="native")
-
-
 def _timm(name: str) -> UNetConfig:
-    return UNetConfig(backbone=TimmConfig(name=name), upsampling="nearest", head_size=3, preprocess=_canvas(512))
+    return UNetConfig(backbone=TimmConfig(name=name), upsampling="nearest", head_size=3, preprocess=native(512))
 
 
 def _sizes() -> dict[str, UNetConfig]:
@@ -242,16 +233,16 @@ def _sizes() -> dict[str, UNetConfig]:
         "efficientnet_b0": "efficientnet_b0",
     }
     return {
-        "unet": replace(_plain(64, 128, 256, 512, 1024), preprocess=_canvas(512)),
+        "unet": replace(_plain(64, 128, 256, 512, 1024), preprocess=native(512)),
         "unet_small": _plain(16, 32, 64, 128),
-        "unet_nano": replace(_plain(8, 16, 32, 64), preprocess=_canvas(128)),
+        "unet_nano": replace(_plain(8, 16, 32, 64), preprocess=native(128)),
         **{f"unet_{short}": _timm(name) for short, name in encoders.items()},
     }
 
 
 def _tests() -> dict[str, UNetConfig]:
     """Under 100k parameters each."""
-    plain = replace(_plain(8, 12, 16), num_classes=5, preprocess=_canvas(32))
+    plain = replace(_plain(8, 12, 16), num_classes=5, preprocess=native(32))
     cnn = {"layers": [1, 1, 1, 1], "channels": [8, 12, 16, 24]}
     encoder = replace(
         plain,
@@ -259,7 +250,7 @@ def _tests() -> dict[str, UNetConfig]:
         widths=(24, 16, 12, 8, 8),
         upsampling="nearest",
         head_size=3,
-        preprocess=_canvas(64),
+        preprocess=native(64),
     )
     return {
         "unet_plain_test": plain,

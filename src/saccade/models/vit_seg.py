@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from saccade.backbones.vit import ViTConfig
 from saccade.errors import ConfigError
-from saccade.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutputs
+from saccade.models.segmenter import Segmenter, SegmenterConfig, SegmenterOutputs, native
 from saccade.nn.conv import ConvNorm
 from saccade.nn.moe import MoEConfig
 from saccade.nn.resample import Interpolate
-from saccade.ops.image import Preprocess
 from saccade.registry import register
 from saccade.types import ExplainSpec, GridLayer, Losses, MapTarget
 
@@ -67,12 +66,12 @@ class VitSeg(Segmenter):
     """
 
     config: VitSegConfig
+    sees_all = True
 
     def __init__(self, config: VitSegConfig) -> None:
         super().__init__(config)
         self.backbone = config.backbone.build()
         self.stride = config.backbone.patch_size
-        self.sees_all = True
         width = self.backbone.channels[-1]
         self.bottleneck = nn.Identity()  # the map passes here, for explanation to record
         self.decoder = nn.ModuleList(ConvNorm(a, b) for a, b in itertools.pairwise((width, *config.widths)))
@@ -111,9 +110,9 @@ class VitSeg(Segmenter):
         """The transformer's blocks and attention, ``bottleneck``, the decoder's steps, and ``final``."""
         spec = self.backbone.explain_spec().under("backbone")
         layers = {name: layer for name, layer in spec.layers.items() if name != "final"}
-        layers["bottleneck"] = GridLayer("bottleneck", _as_it_is)
-        layers |= {f"decoder{i}": GridLayer(f"decoder.{i}", _as_it_is) for i in range(len(self.decoder) - 1)}
-        layers["final"] = GridLayer("final", _as_it_is)
+        layers["bottleneck"] = GridLayer("bottleneck")
+        layers |= {f"decoder{i}": GridLayer(f"decoder.{i}") for i in range(len(self.decoder) - 1)}
+        layers["final"] = GridLayer("final")
         return replace(spec, layers=layers, usual_layer="bottleneck")
 
     def no_decay(self) -> set[str]:
@@ -121,16 +120,12 @@ class VitSeg(Segmenter):
         return {f"backbone.{name}" for name in self.backbone.no_decay()}
 
 
-def _as_it_is(maps: Tensor, _: tuple[int, int]) -> Tensor:
-    return maps
-
-
 def _config(shape: tuple[int, int, int], patch_size: int, side: int, widths: tuple[int, ...]) -> VitSegConfig:
     embed_dim, depth, num_heads = shape
     backbone = ViTConfig(
         image_size=(side, side), patch_size=patch_size, embed_dim=embed_dim, depth=depth, num_heads=num_heads
     )
-    return VitSegConfig(backbone=backbone, widths=widths, preprocess=Preprocess(size=(side, side), policy="native"))
+    return VitSegConfig(backbone=backbone, widths=widths, preprocess=native(side))
 
 
 def _small(shape: tuple[int, int, int], patch_size: int, side: int, widths: tuple[int, ...]) -> VitSegConfig:

@@ -1,9 +1,10 @@
 """Pictures of results: heat maps and label maps over pictures, pages that compare methods, routing maps, and charts."""
 
+from saccade.ops.palette import categorical, class_colours
 from saccade.render.charts import bars, confusion_matrix, curves, reliability_diagram, routing_map
-from saccade.render.figure import categorical, save, to_png, to_svg
+from saccade.render.figure import save, to_png, to_svg
 from saccade.render.heat import crossed_out, enlarged, overlay
-from saccade.render.maps import class_colours, error_map, label_overlay, outlined
+from saccade.render.maps import error_map, label_overlay, outlined
 from saccade.render.page import Panel, Status, explanation, side_by_side
 
 __all__ = [

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.errors import InputError
-from saccade.render.figure import FAINT, INK, OKABE_ITO, PAPER, categorical, new_figure, show
+from saccade.ops.palette import OKABE_ITO, categorical
+from saccade.render.figure import FAINT, INK, PAPER, new_figure, show
 from saccade.render.heat import check_image, enlarged
 
 if TYPE_CHECKING:

@@ -15,20 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C8C8C")
-"""Eight colours that stay apart under every common colour blindness (Okabe and Ito 2008; grey for their black)."""
 INK, FAINT, PAPER = "#22252B", "#8A8F98", "#FFFFFF"
 FORMATS = (".png", ".svg", ".pdf")
-
-
-def categorical(index: int) -> str:
-    """A colour for a category: eight that colour-blind eyes tell apart, then lighter versions of them."""
-    from matplotlib.colors import to_hex, to_rgb
-
-    turn, place = divmod(index, len(OKABE_ITO))
-    weight = 0.55**turn
-    red, green, blue = (weight * value + (1 - weight) for value in to_rgb(OKABE_ITO[place]))
-    return to_hex((red, green, blue))
 
 
 def to_png(figure: Figure, *, dpi: int = 144) -> bytes:

@@ -12,17 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.errors import InputError
-from saccade.render.figure import categorical
+from saccade.ops.palette import class_colours
 from saccade.render.heat import check_image, enlarged
 
 WRONG = (213, 94, 0)
 """Vermilion of the colour-blind safe palette."""
-
-
-def class_colours(num_classes: int) -> Tensor:
-    """A colour for every class, ``[K, 3]`` uint8; the same for the same class everywhere."""
-    codes = [categorical(index).removeprefix("#") for index in range(num_classes)]
-    return torch.tensor([[int(code[place : place + 2], 16) for place in (0, 2, 4)] for code in codes]).to(torch.uint8)
 
 
 def label_overlay(

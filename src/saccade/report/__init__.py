@@ -117,9 +117,4 @@ def _sections(subject: Subject, dataset: Dataset, evaluation: Evaluation, config
             classification.methods(subject, dataset, evaluation, config),
         ]
     assert isinstance(evaluation, SemanticEvaluation)
-    return [
-        semantic.figures(evaluation),
-        *semantic.galleries(subject, dataset, evaluation),
-        semantic.mistakes(subject, dataset, evaluation, config),
-        semantic.methods(subject, dataset, evaluation, config),
-    ]
+    return semantic.sections(subject, dataset, evaluation, config)

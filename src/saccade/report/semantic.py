@@ -14,7 +14,6 @@ from saccade.engine.predict import PredictConfig, Predictor
 from saccade.errors import ExplainError, SaccadeError
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
 from saccade.explanation.methods import suited
-from saccade.explanation.questions import backgrounds
 from saccade.ops.masks import connected_components
 from saccade.report.config import ReportConfig
 from saccade.report.page import Card, Section, figure, overlay, panel, picture, verdict_of
@@ -49,39 +48,46 @@ class _Case:
         return parts[0].mask((int(wrong.shape[0]), int(wrong.shape[1]))), parts[0].label % 256
 
 
-def figures(evaluation: SemanticEvaluation) -> Section:
+def sections(
+    subject: Subject, dataset: Dataset, evaluation: SemanticEvaluation, config: ReportConfig
+) -> list[Section | None]:
+    """All there is to say of a segmenter; every picture is predicted once."""
+    worst, median, best = (
+        [_Case(subject, dataset, shown) for shown in part]
+        for part in (evaluation.worst, evaluation.median, evaluation.best)
+    )
+    return [
+        _figures(evaluation),
+        _gallery("Worst label maps", worst, subject.classes),
+        _gallery("From the middle", median, subject.classes),
+        _gallery("Best label maps", best, subject.classes),
+        _mistakes(subject, worst[: config.regions]),
+        _methods(subject, [case.image for case in (*best, *median)], config),
+    ]
+
+
+def _figures(evaluation: SemanticEvaluation) -> Section:
     """Confusion of the pixels and figures per class."""
     confusion = render.confusion_matrix(evaluation.confusion, evaluation.classes, in_percent=True)
+    tolerance = f"{evaluation.settings['boundary_tolerance']:.2%}"
     shown = {row.name: (row.iou, row.boundary_f) for row in evaluation.per_class if row.images}
     scores = render.bars(shown, ("IoU", "boundary F"), title="Classes")
     return Section(
         "Where it is right and wrong",
-        "Rows of the matrix are true classes, counted in pixels. Boundary F is the share of boundaries that lie where "
-        f"they should, within {evaluation.settings['boundary_tolerance']:.2%} of the picture's diagonal.",
+        "Rows of the matrix are true classes, in percent of their pixels. Boundary F is the F-score of the boundary "
+        f"pixels that lie within {tolerance} of the picture's diagonal of a true one.",
         plots=[figure(confusion, "Confusion of the pixels"), figure(scores, "IoU and boundary F of each class")],
         table=evaluation.table(),
     )
 
 
-def galleries(subject: Subject, dataset: Dataset, evaluation: SemanticEvaluation) -> list[Section | None]:
-    """The pictures that went worst, in the middle, and best."""
-    classes = subject.classes
-    kinds: Sequence[tuple[str, Sequence[Shown]]] = (
-        ("Worst label maps", evaluation.worst),
-        ("From the middle", evaluation.median),
-        ("Best label maps", evaluation.best),
-    )
-    return [_gallery(subject, dataset, classes, title, shown) for title, shown in kinds]
-
-
-def _gallery(
-    subject: Subject, dataset: Dataset, classes: Classes, title: str, shown: Sequence[Shown]
-) -> Section | None:
-    if not shown:
+def _gallery(title: str, cases: Sequence[_Case], classes: Classes) -> Section | None:
+    """Each picture with its truth, its prediction and where they differ."""
+    if not cases:
         return None
-    hidden = backgrounds(classes)
+    hidden = classes.backgrounds
     cards = []
-    for case in (_Case(subject, dataset, one) for one in shown):
+    for case in cases:
         pictures = [
             picture(case.image, "the picture", "picture"),
             picture(render.label_overlay(case.image, case.truth, len(classes), hidden), "truth", "truth"),
@@ -89,18 +95,14 @@ def _gallery(
             picture(render.error_map(case.image, case.predicted, case.truth), "mistakes", "mistakes"),
         ]
         cards.append(Card(pictures, [f"mean IoU {percent(case.shown.miou)}"], case.shown.source))
-    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in render.class_colours(len(classes)).tolist()]
-    legend = [(name, colours[label]) for label, name in enumerate(classes) if label not in hidden]
+    legend = [(name, render.categorical(label)) for label, name in enumerate(classes) if label not in hidden]
     return Section(title, legend=legend, cards=cards, is_wide=True)
 
 
-def mistakes(
-    subject: Subject, dataset: Dataset, evaluation: SemanticEvaluation, config: ReportConfig
-) -> Section | None:
+def _mistakes(subject: Subject, worst: Sequence[_Case]) -> Section | None:
     """The largest mistake of each of the worst pictures, and why the model made it."""
     cards = []
-    for shown in evaluation.worst[: config.regions]:
-        case = _Case(subject, dataset, shown)
+    for case in worst:
         found = case.largest_mistake()
         if found is None:
             continue
@@ -109,12 +111,12 @@ def mistakes(
         try:
             heat = explain_batch(subject, [case.image], [region], options)[0][0]
         except SaccadeError as error:
-            cards.append(Card([picture(case.image, "the picture", "picture")], [str(error)], shown.source))
+            cards.append(Card([picture(case.image, "the picture", "picture")], [str(error)], case.shown.source))
             continue
         pictures = [picture(heat.outlined, "the mistake", "the mistake"), overlay(heat, f"why {heat.of}")]
         share = float(region.float().mean())
         lines = [f"{percent(share)} of the picture: said {heat.of}"]
-        cards.append(Card(pictures, lines, shown.source, verdict_of(heat)))
+        cards.append(Card(pictures, lines, case.shown.source, verdict_of(heat)))
     if not cards:
         return None
     note = (
@@ -124,22 +126,19 @@ def mistakes(
     return Section("Largest mistakes, explained", note, cards=cards)
 
 
-def methods(subject: Subject, dataset: Dataset, evaluation: SemanticEvaluation, config: ReportConfig) -> Section | None:
-    """Several methods on the largest predicted part of some pictures, each with its verdict."""
+def _methods(subject: Subject, images: Sequence[Tensor], config: ReportConfig) -> Section | None:
+    """Several methods on the class that covers most of some pictures, each with its verdict."""
     try:
         reasons = suited(subject.spec)
     except ExplainError:  # a model that slides has no maps; the mistakes say so
         return None
     names = [name for name in config.methods if reasons.get(name, "unknown") is None]
     rows: list[list[render.Panel]] = []
-    for shown in (*evaluation.best, *evaluation.median):
-        image = dataset[shown.index].image
-        if len(rows) == min(config.compared, 2) or image[0].numel() > MOST_PIXELS:
-            continue
+    small = [image for image in images if image[0].numel() <= MOST_PIXELS]
+    for image in small[: min(config.compared, 2)] if names else []:
         maps = [explain_batch(subject, [image], [None], ExplainOptions(method=name))[0][0] for name in names]
-        if maps:
-            first = render.Panel(image=image, title="picture", caption=maps[0].of)
-            rows.append([first, *(panel(heat, title=heat.name) for heat in maps)])
+        first = render.Panel(image=image, title="picture", caption=maps[0].of)
+        rows.append([first, *(panel(heat, title=heat.name) for heat in maps)])
     if not rows:
         return None
     note = (

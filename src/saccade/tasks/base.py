@@ -25,7 +25,8 @@ class EvaluateConfig(Config):
     """How an evaluation is made."""
 
     batch_size: int = 256
-    """Pictures per forward pass; does not affect the figures beyond rounding."""
+    """Pictures per forward pass of a classifier; does not affect the figures beyond rounding. A segmenter takes as many
+    as the processor's caches hold."""
     workers: int | None = None
     """Processes that read pictures; by default as many as the machine has cores, none for pictures in memory."""
     strict: bool = False
