@@ -1,0 +1,36 @@
+"""What crosses the boundaries between the parts: validated, frozen, movable between devices.
+
+B batch · N objects · K classes · H, W padded canvas · h, w true size in canvas pixels. Boxes are absolute xyxy float32.
+Predictions and heat maps are in the pixels of the original picture; ``Geometry`` is the way back there.
+"""
+
+from saccade.types.classes import Classes, TaskName
+from saccade.types.explain import AttentionSite, ExplainSpec, GridLayer, LinearHead, as_grid
+from saccade.types.images import Geometry, ImageBatch
+from saccade.types.masks import Masks
+from saccade.types.predictions import Classification, Detections, Prediction, Segmentation
+from saccade.types.targets import IGNORE, BoxTarget, ClassTarget, Losses, MapTarget, Sample, Target
+
+__all__ = [
+    "IGNORE",
+    "AttentionSite",
+    "BoxTarget",
+    "ClassTarget",
+    "Classes",
+    "Classification",
+    "Detections",
+    "ExplainSpec",
+    "Geometry",
+    "GridLayer",
+    "ImageBatch",
+    "LinearHead",
+    "Losses",
+    "MapTarget",
+    "Masks",
+    "Prediction",
+    "Sample",
+    "Segmentation",
+    "Target",
+    "TaskName",
+    "as_grid",
+]
