@@ -391,19 +391,17 @@ def test_an_unreadable_pair_is_replaced_and_told() -> None:
 def test_what_does_not_fit_the_task_is_refused() -> None:
     with pytest.raises(ConfigError, match="RandAugment"):
         Loader(Mapped(3), PIXELS, augment=Augment(rand_augment=1))
-    with pytest.raises(ConfigError, match="not mixed"):
+    with pytest.raises(ConfigError, match="only classes are mixed"):
         Loader(Mapped(3), PIXELS, mix=Mix(mixup=0.2))
     with pytest.raises(ConfigError, match="zoom is for label maps"):
         Loader(array_data(), SMALL, augment=Augment(zoom=(0.5, 2.0)))
 
 
-def test_targets_are_told_by_their_axes() -> None:
-    maps = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)
-    targets = as_targets(maps)
-    assert all(isinstance(target, MapTarget) for target in targets)
-    assert torch.equal(torch.stack([target.labels for target in targets]), maps)
+def test_targets_of_classes_come_from_labels() -> None:
     for labels in (torch.tensor([1, 0]), torch.rand(2, 5)):
-        assert all(isinstance(target, ClassTarget) for target in as_targets(labels))
+        targets = as_targets(labels)
+        assert all(isinstance(target, ClassTarget) for target in targets)
+        assert torch.equal(torch.stack([target.label for target in targets]), labels)
     batch = next(iter(Loader(Mapped(2), PIXELS)))
     assert batch.to("meta").labels.shape == batch.labels.shape
 

@@ -13,10 +13,11 @@ from PIL import Image
 from saccade.data.dataset import Dataset, InMemory
 from saccade.data.shapes import SHAPES, inside
 from saccade.data.source import open_data
-from saccade.data.synthetic import SceneConfig, SyntheticClassification, draw_scene
+from saccade.data.synthetic import SceneConfig, SyntheticClassification, draw_scene, synthetic_objects
 from saccade.data.write import run_lengths, write_scenes
 from saccade.errors import ConfigError, DataError, UnknownNameError
-from saccade.types import Classes
+from saccade.ops.boxes import box_iou
+from saccade.types import BoxTarget, Classes
 
 CROWDED = SceneConfig(size=(64, 80), objects=(1, 4), noise=0.0)
 
@@ -227,3 +228,77 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(DataError, match="No space left on device"):
         write_scenes(tmp_path / "s", count=30, size=16)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- objects
+
+
+def test_objects_in_memory_have_exact_boxes_and_masks() -> None:
+    data = synthetic_objects(12, (48, 64), 3)
+    assert isinstance(data, Dataset)
+    assert data.task == "instance"
+    assert data.classes.names == tuple(SHAPES)
+    for index, sample in enumerate(data):
+        target = sample.target
+        assert isinstance(target, BoxTarget)
+        assert target.masks is not None
+        scene = draw_scene(data.config, 3, index)
+        assert torch.equal(sample.image, scene.image)
+        assert [data.classes[label] for label in target.labels.tolist()] == [thing.shape for thing in scene.objects]
+        assert torch.equal(target.masks.dense(), torch.stack([thing.mask for thing in scene.objects]))
+        assert torch.equal(target.boxes, target.masks.boxes())
+        assert not target.crowd.any()
+
+
+def test_objects_without_masks_are_for_detection() -> None:
+    boxes, masks = (synthetic_objects(3, 48, task=task) for task in ("detection", "instance"))
+    assert boxes.task == "detection"
+    assert all(sample.target.masks is None for sample in boxes)
+    assert torch.equal(boxes[2].target.boxes, masks[2].target.boxes)
+    assert boxes.fingerprint() != masks.fingerprint()
+    with pytest.raises(ConfigError, match="instance or detection"):
+        synthetic_objects(3, 48, task="semantic")
+
+
+def test_two_objects_of_one_class_and_overlaps_are_frequent() -> None:
+    targets = [sample.target for sample in synthetic_objects(100, 48)]
+    pairs = sum(len(target.labels.unique()) < len(target) for target in targets)
+    overlaps = sum(bool(((box_iou(t.boxes, t.boxes) > 0).sum(1) > 1).any()) for t in targets)
+    assert pairs >= 50
+    assert overlaps >= 50
+
+
+def test_seed_and_number_decide_the_objects() -> None:
+    one, later = synthetic_objects(6, 48, 1), synthetic_objects(2, 48, 1, start=4)
+    assert torch.equal(one[4].image, later[0].image)
+    assert one[5].source == later[1].source == "synthetic/1#5"
+    assert one.fingerprint() == synthetic_objects(6, 48, 1).fingerprint()
+    others = (synthetic_objects(6, 48, 2), synthetic_objects(6, 50, 1), synthetic_objects(6, 48, 1, start=1))
+    assert len({one.fingerprint(), *(other.fingerprint() for other in others)}) == 4
+
+
+def test_the_radius_decides_the_size() -> None:
+    config = SceneConfig(size=(200, 200), shapes=("circle",), radius=(0.1, 0.1))
+    for index in range(3):
+        left, top, right, bottom = draw_scene(config, 0, index).objects[0].box.tolist()
+        assert right - left == pytest.approx(40, abs=1)
+        assert bottom - top == pytest.approx(40, abs=1)
+    with pytest.raises(ConfigError, match="radius"):
+        SceneConfig(radius=(0.3, 0.2))
+
+
+def test_objects_are_written_as_coco_with_run_lengths(tmp_path: Path) -> None:
+    out = write_scenes(tmp_path / "s", count=30, size=32, task="instance", seed=2)
+    coco = json.loads((out / "annotations/instances_train.json").read_text())
+    truth = {
+        f"{index:06d}.png": draw_scene(SceneConfig(size=(32, 32), objects=(1, 4)), 2, index) for index in range(30)
+    }
+    for image in coco["images"]:
+        mine = [note for note in coco["annotations"] if note["image_id"] == image["id"]]
+        scene = truth[image["file_name"]]
+        assert [note["segmentation"] for note in mine] == [run_lengths(thing.mask) for thing in scene.objects]
+    read = open_data(out, task="instance").split("train")
+    for sample in read:
+        target, scene = sample.target, truth[Path(sample.source).name]
+        assert torch.equal(target.masks.dense(), torch.stack([thing.mask for thing in scene.objects]))
+        assert torch.equal(target.boxes, torch.stack([thing.box for thing in scene.objects]))

@@ -99,38 +99,64 @@ def is_coco_folder(root: Path) -> bool:
     return bool(_parts(root))
 
 
-def open_coco(source: Path, *, strict: bool = False) -> Opened:
+class CocoSource(NamedTuple):
+    """The COCO JSON files of a data set, read.
+
+    Attributes:
+        root: the folder that holds JSON and pictures.
+        files: split (None: nobody said) and content of each.
+    """
+
+    root: Path
+    files: list[tuple[str | None, CocoFile]]
+
+
+def read_coco_source(source: Path) -> CocoSource:
+    """All COCO JSON of a folder in one of the known layouts, or of one file.
+
+    Raises:
+        DataError: JSON that is damaged or no COCO, or none at all.
+    """
+    root = _root_of(source) if source.is_file() else source
+    parts = [_Part(None, source)] if source.is_file() else _parts(root)
+    if not parts:
+        raise DataError("there is no COCO JSON", where=str(source), expected="annotations/instances_train.json")
+    return CocoSource(root, [(part.split, read_coco(part.file)) for part in parts])
+
+
+def open_coco(source: Path, *, strict: bool = False, read: CocoSource | None = None) -> Opened:
     """The splits of a folder with COCO JSON, or of one JSON file, as label maps.
+
+    Args:
+        source: the folder or file.
+        strict: fail on pictures that are listed but not there.
+        read: what ``read_coco_source`` gave, so that nothing is read twice.
 
     Raises:
         DataError: JSON that is damaged or no COCO, no picture of those it lists, annotations that do not fit their
             pictures, no category, more than 255; with ``strict`` also pictures that are listed but not there.
     """
-    root = _root_of(source) if source.is_file() else source
-    parts = [_Part(None, source)] if source.is_file() else _parts(root)
-    files = [(part, read_coco(part.file)) for part in parts]
-    if not files:
-        raise DataError("there is no COCO JSON", where=str(source), expected="annotations/instances_train.json")
+    root, files = read if read is not None else read_coco_source(source)
     is_panoptic = any(file.panoptic for _, file in files)
     classes, notes = _classes([file for _, file in files], has_background=not is_panoptic)
     check_classes(classes, str(source))
     splits: dict[str, list[MapItem]] = {}
-    for part, file in files:
+    for split, file in files:
         notes += file.notes
-        items, told = _items(file, root, part.split, classes, strict)
+        items, told = _items(file, root, split, classes, strict)
         notes += told
-        if part.split is None:
+        if split is None:
             halves, note = hold_out(items, [item.image.name for item in items])
             splits |= halves
             notes.append(note)
         else:
-            splits[part.split] = splits.get(part.split, []) + items
-    splits = {split: items for split, items in splits.items() if items}
+            splits[split] = splits.get(split, []) + items
+    splits = {name: items for name, items in splits.items() if items}
     notes += check_items(splits, classes, str(source))
     licence = read_licence(root)
-    datasets = {split: MapDataset(items, classes, root, licence) for split, items in splits.items()}
+    datasets = {name: MapDataset(items, classes, root, licence) for name, items in splits.items()}
     kind = "COCO panoptic masks" if is_panoptic else "COCO objects painted as label maps"
-    return Opened(f"{kind}, from {', '.join(part.file.name for part in parts)}", datasets, notes)
+    return Opened(f"{kind}, from {', '.join(file.path.name for _, file in files)}", datasets, notes)
 
 
 # --- files
@@ -190,7 +216,7 @@ def _panoptic_folder(file: Path, root: Path) -> Path | None:
     return next((folder for folder in choices if folder.is_dir()), None)
 
 
-def _picture_folders(file: Path, root: Path, split: str | None) -> list[Path]:
+def picture_folders(file: Path, root: Path, split: str | None) -> list[Path]:
     """Where the pictures of a JSON may be, likeliest first."""
     names = [name for name, known in SPLIT_NAMES.items() if split and known == split]
     word = re.sub(r"^(instances|panoptic)[_-]", "", file.stem)
@@ -225,7 +251,7 @@ def _items(
     file: CocoFile, root: Path, split: str | None, classes: Classes, strict: bool
 ) -> tuple[list[MapItem], list[str]]:
     """The pictures of one file that are there, with their label maps."""
-    folders = _picture_folders(file.path, root, split)
+    folders = picture_folders(file.path, root, split)
     masks = _panoptic_folder(file.path, root) if file.panoptic else None
     if file.panoptic and masks is None:
         expected = f"a folder {file.path.stem} beside the JSON"

@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,18 +41,21 @@ class CocoImage(NamedTuple):
         id: its number.
         file_name: as the JSON says it.
         size: ``(h, w)``, or None where the JSON does not say.
+        extra: what else the JSON says of it.
     """
 
     id: int
     file_name: str
     size: tuple[int, int] | None
+    extra: Mapping[str, Any] = {}
 
 
 class CocoCategory(NamedTuple):
-    """A class, with the id that annotations use."""
+    """A class, with the id that annotations use, and what else the JSON says of it."""
 
     id: int
     name: str
+    extra: Mapping[str, Any] = {}
 
 
 class CocoAnnotation(NamedTuple):
@@ -64,6 +67,7 @@ class CocoAnnotation(NamedTuple):
         segmentation: polygons, run lengths (``{"size": [h, w], "counts": ...}``), or None.
         box: ``(x, y, width, height)`` in pixels, or None.
         is_crowd: whether it is a group that nobody took apart.
+        extra: what else the JSON says of it.
     """
 
     id: int
@@ -71,6 +75,7 @@ class CocoAnnotation(NamedTuple):
     segmentation: Polygons | Mapping[str, Any] | None
     box: tuple[float, float, float, float] | None
     is_crowd: bool
+    extra: Mapping[str, Any] = {}
 
 
 class PanopticMask(NamedTuple):
@@ -96,6 +101,7 @@ class CocoFile:
         annotations: of each picture, in the order of the file; pictures without any are not there.
         panoptic: the mask of each picture, where the file is of the panoptic kind; else empty.
         notes: what was left out, one sentence each.
+        about: what the JSON says of the whole: ``info``, ``licenses`` and the like.
     """
 
     path: Path
@@ -104,6 +110,7 @@ class CocoFile:
     annotations: dict[int, list[CocoAnnotation]]
     panoptic: dict[int, PanopticMask]
     notes: list[str]
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_coco_file(path: Path) -> bool:
@@ -125,7 +132,8 @@ def read_coco(path: Path) -> CocoFile:
     if len(images) < len(content["images"]):
         repeated = [key for key, count in Counter(entry["id"] for entry in content["images"]).items() if count > 1]
         raise DataError(f"the image id {repeated[0]} is given twice", where=str(path), expected="every id once")
-    categories = sorted(_category(entry, i, path) for i, entry in enumerate(content["categories"]))
+    categories = [_category(entry, i, path) for i, entry in enumerate(content["categories"])]
+    categories.sort(key=lambda category: category.id)
     known = Counter(category.id for category in categories)
     if len(known) < len(categories):
         repeated_id = known.most_common(1)[0][0]
@@ -147,7 +155,8 @@ def read_coco(path: Path) -> CocoFile:
         verb = "is" if len(lost) == 1 else "are"
         told = f"{counted(len(lost), 'annotation')} of {path.name} {verb} of pictures that it does not list"
         notes.append(f"{told} (image id {lost[0]}): left out")
-    return CocoFile(path, images, tuple(categories), annotations, panoptic, notes)
+    about = _extra(content, ("images", "annotations", "categories"))
+    return CocoFile(path, images, tuple(categories), annotations, panoptic, notes, about)
 
 
 def _load(path: Path) -> dict[str, list[Any]]:
@@ -165,6 +174,10 @@ def _load(path: Path) -> dict[str, list[Any]]:
             raise DataError(f"an entry of {key} is no object", where=str(path))
     parsed: dict[str, list[Any]] = content
     return parsed
+
+
+def _extra(entry: Mapping[str, Any], known: tuple[str, ...]) -> Mapping[str, Any]:
+    return {key: value for key, value in entry.items() if key not in known}
 
 
 def _integer(entry: Mapping[str, Any], key: str, where: str) -> int:
@@ -186,12 +199,13 @@ def _image(entry: Mapping[str, Any], place: int, path: Path) -> CocoImage:
     size = entry.get("height"), entry.get("width")
     is_told = all(isinstance(side, int) and side > 0 for side in size)
     told = (int(size[0] or 0), int(size[1] or 0)) if is_told else None
-    return CocoImage(_integer(entry, "id", where), _text(entry, "file_name", where), told)
+    extra = _extra(entry, ("id", "file_name", "height", "width"))
+    return CocoImage(_integer(entry, "id", where), _text(entry, "file_name", where), told, extra)
 
 
 def _category(entry: Mapping[str, Any], place: int, path: Path) -> CocoCategory:
     where = f"{path} categories[{place}]"
-    return CocoCategory(_integer(entry, "id", where), _text(entry, "name", where))
+    return CocoCategory(_integer(entry, "id", where), _text(entry, "name", where), _extra(entry, ("id", "name")))
 
 
 def _known_category(entry: Mapping[str, Any], known: Mapping[int, int], where: str) -> int:
@@ -223,6 +237,7 @@ def _annotation(entry: Mapping[str, Any], known: Mapping[int, int], where: str) 
         _segmentation(entry.get("segmentation"), where),
         (box[0], box[1], box[2], box[3]) if box else None,
         bool(entry.get("iscrowd", 0)),
+        _extra(entry, ("id", "image_id", "category_id", "segmentation", "bbox", "iscrowd")),
     )
 
 
@@ -261,16 +276,23 @@ def _are_finite(numbers: list[Any]) -> bool:
 def annotation_mask(annotation: CocoAnnotation, size: tuple[int, int], where: str) -> NDArray[np.bool_]:
     """The pixels ``[h, w]`` of one object: the union of its polygons, or its run lengths; none where it has neither.
 
+    Raises:
+        DataError: run lengths of another size than the picture, or that do not add up.
+    """
+    return shape_mask(annotation.segmentation, size, f"{where} annotation {annotation.id}")
+
+
+def shape_mask(shape: Polygons | Mapping[str, Any] | None, size: tuple[int, int], where: str) -> NDArray[np.bool_]:
+    """The pixels ``[h, w]`` of polygons (their union) or run lengths; none where there is neither.
+
     Polygons are drawn as COCO's own program draws them; parts with fewer than three corners cover nothing.
 
     Raises:
         DataError: run lengths of another size than the picture, or that do not add up.
     """
-    shape = annotation.segmentation
     empty: NDArray[np.bool_] = np.zeros(size, dtype=np.bool_)
     height, width = size
     coder = _coder()
-    name = f"{where} annotation {annotation.id}"
     if shape is None:
         return empty
     if isinstance(shape, list):
@@ -281,14 +303,22 @@ def annotation_mask(annotation: CocoAnnotation, size: tuple[int, int], where: st
     else:
         if list(shape["size"]) != [height, width]:
             told = f"the run lengths are of {shape['size'][1]}x{shape['size'][0]} pixels"
-            raise DataError(told, where=name, expected=f"{width}x{height}, as the picture has")
+            raise DataError(told, where=where, expected=f"{width}x{height}, as the picture has")
         runs = shape
     try:
         packed = coder.frPyObjects(runs, height, width) if isinstance(runs["counts"], list) else runs
         mask: NDArray[np.bool_] = np.asarray(coder.decode(packed)).astype(np.bool_)
     except (ValueError, RuntimeError) as error:
-        raise DataError(f"the run lengths are damaged ({error})", where=name, remedy="export it again") from error
+        raise DataError(f"the run lengths are damaged ({error})", where=where, remedy="export it again") from error
     return mask
+
+
+def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Pixels ``[h, w]`` as packed run lengths."""
+    packed = _coder().encode(np.asfortranarray(mask, dtype=np.uint8))
+    counts = packed["counts"]
+    text = counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
+    return {"size": [int(mask.shape[0]), int(mask.shape[1])], "counts": text}
 
 
 @cache

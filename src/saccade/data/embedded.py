@@ -5,25 +5,28 @@ Origin and licence: ``assets/*/SOURCE.md``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from saccade.data.cocofile import read_coco
 from saccade.data.dataset import ArrayDataset, Opened
+from saccade.data.decode import read_size
+from saccade.data.folder import read_licence
 from saccade.data.idx import find_idx, open_idx
 from saccade.data.maps import MapDataset
+from saccade.data.objects import AnnotatedImage, ObjectAnnotation, ObjectDataset, numbered_objects
 from saccade.data.pairs import open_pairs
 from saccade.errors import UnknownNameError
-
-_NAMES = ("fashion_mnist", "nuclei")
+from saccade.types import Classes
 
 
 def names() -> tuple[str, ...]:
     """Names of the embedded data sets."""
-    return _NAMES
+    return tuple(_OPENERS)
 
 
 @cache
@@ -33,9 +36,9 @@ def open_embedded(name: str) -> Opened:
     Raises:
         UnknownNameError: with the nearest name.
     """
-    if name not in _NAMES:
-        raise UnknownNameError("embedded data set", name, _NAMES)
-    return _nuclei() if name == "nuclei" else _fashion_mnist()
+    if name not in _OPENERS:
+        raise UnknownNameError("embedded data set", name, _OPENERS)
+    return _OPENERS[name]()
 
 
 def _fashion_mnist() -> Opened:
@@ -61,8 +64,56 @@ def _nuclei() -> Opened:
     return Opened("embedded data set nuclei", splits, opened.notes)
 
 
-def _asset(name: str) -> AbstractContextManager[Path]:
-    return as_file(files("saccade").joinpath("assets", name))
+def _blood_cells() -> Opened:
+    splits: dict[str, ObjectDataset] = {}
+    with _asset("blood_cells") as folder:
+        for split in ("train", "val"):
+            file = read_coco(folder / "annotations" / f"instances_{split}.json")
+            names = {category.id: category.name for category in file.categories}
+            images = []
+            for image in file.images.values():
+                path = folder / "images" / split / image.file_name
+                objects = []
+                for annotation in file.annotations.get(image.id, []):
+                    assert annotation.box is not None  # every object of this file has one
+                    left, top, width, height = annotation.box
+                    box = (left, top, left + width, top + height)
+                    objects.append(ObjectAnnotation(names[annotation.category_id], box))
+                size = image.size or read_size(path)[0]
+                source = f"blood_cells/{split}/{image.file_name}"
+                images.append(AnnotatedImage(path, size, tuple(objects), image.id, source))
+            classes, ids = Classes(tuple(names.values())), {name: number for number, name in names.items()}
+            splits[split] = ObjectDataset(images, classes, folder, read_licence(folder), category_ids=ids)
+    return Opened("embedded data set blood_cells", splits, [])
+
+
+def _nuclei_instances() -> Opened:
+    """The pictures of ``nuclei``, whose nuclei other masks tell apart."""
+    splits: dict[str, ObjectDataset] = {}
+    with _asset() as root:
+        folder = root / "nuclei_instances"
+        for split in ("train", "val"):
+            images = []
+            for mask in sorted((folder / split / "masks").glob("*.png")):
+                path = root / "nuclei" / split / "images" / mask.name
+                size = read_size(path)[0]
+                objects = numbered_objects(mask, size, "nucleus")
+                images.append(AnnotatedImage(path, size, objects, source=f"nuclei_instances/{split}/{mask.name}"))
+            classes = Classes(("nucleus",))
+            splits[split] = ObjectDataset(images, classes, root, read_licence(folder), task="instance")
+    return Opened("embedded data set nuclei_instances", splits, [])
+
+
+_OPENERS: dict[str, Callable[[], Opened]] = {
+    "fashion_mnist": _fashion_mnist,
+    "nuclei": _nuclei,
+    "blood_cells": _blood_cells,
+    "nuclei_instances": _nuclei_instances,
+}
+
+
+def _asset(*names: str) -> AbstractContextManager[Path]:
+    return as_file(files("saccade").joinpath("assets", *names))
 
 
 @contextmanager

@@ -22,9 +22,11 @@ from torch import Tensor
 from saccade.atomic import whole_file
 from saccade.data.dataset import Dataset, InMemory, Labelled
 from saccade.data.mapsheet import map_sheet
+from saccade.data.objects import ObjectDataset
+from saccade.data.objectsheet import object_sheet
 from saccade.data.source import DataSource, open_data
 from saccade.errors import DataError, ImageError
-from saccade.types import IGNORE, Classes, MapTarget
+from saccade.types import IGNORE, BoxTarget, Classes, MapTarget
 
 FEW_IMAGES = 10
 """Training classes with fewer pictures are pointed out."""
@@ -34,6 +36,11 @@ IMBALANCE = 10.0
 
 PIXEL_IMBALANCE = 100.0
 """The same for the pixels of label maps, where a background of nine tenths is no surprise."""
+
+TINY = 8
+"""Boxes with less area than a square of this side, in pixels, are pointed out."""
+
+_OBJECTS = ("detection", "instance")
 
 _SHOWN = 3
 """How many examples a sentence names."""
@@ -70,7 +77,7 @@ class Inspection:
         name: what was opened.
         format: what was recognised.
         classes: names of the classes.
-        splits: pictures per class, per split; with label maps, pictures in which the class occurs.
+        splits: pictures per class, per split; with label maps or boxes, pictures in which the class occurs.
         sizes: sizes of the readable pictures, height by width.
         modes: how many pictures are colour or grey.
         corrupt: one sentence per picture that cannot be read.
@@ -80,6 +87,7 @@ class Inspection:
         problems: everything that deserves attention, in words.
         pictures: pictures per split.
         pixels: with label maps, the share of the labelled pixels that each class has, per split; else empty.
+        objects: with boxes, the objects of each class, per split; else empty.
     """
 
     name: str
@@ -95,6 +103,7 @@ class Inspection:
     problems: list[str] = field(default_factory=list)
     pictures: dict[str, int] = field(default_factory=dict)
     pixels: dict[str, dict[str, float]] = field(default_factory=dict)
+    objects: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data for JSON."""
@@ -106,11 +115,11 @@ class _Look(NamedTuple):
 
     split: str
     source: str
-    label: int | bytes  # the class, or the digest of the label map
+    label: int | bytes  # the class, or the digest of the label map or of the objects
     size: tuple[int, int]
     is_grey: bool
     digest: bytes
-    pixels: tuple[int, ...] = ()  # of each class, with label maps
+    pixels: tuple[int, ...] = ()  # of each class, with label maps; objects of each class, with boxes
 
 
 def inspect(source: Any) -> Inspection:
@@ -146,7 +155,9 @@ def inspect(source: Any) -> Inspection:
     inner = [group for group in same if group not in leaks and group not in conflicts]
     problems += _told("there more than once", inner, [_names(group) for group in inner])
     problems += _pixel_balance(pixels) if pixels else []
-    problems += _balance(splits, is_counted_once=not pixels)
+    objects = {split: _objects(data.classes, split, looks) for split in splits} if data.task in _OBJECTS else {}
+    problems += _object_balance(objects, data) if objects else []
+    problems += _balance(splits, is_counted_once=not pixels and not objects)
     return Inspection(
         data.name,
         data.format,
@@ -161,6 +172,7 @@ def inspect(source: Any) -> Inspection:
         problems,
         {split: len(dataset) for split, dataset in data.splits.items()},
         pixels,
+        objects,
     )
 
 
@@ -179,6 +191,11 @@ def _look_at(dataset: Dataset, split: str) -> Iterable[_Look | str]:
             pixels = torch.bincount(labels.flatten(), minlength=IGNORE + 1)[: len(dataset.classes)].tolist()
             label = hashlib.sha256(labels.numpy().tobytes()).digest()
             return _Look(split, sample.source, label, size, is_grey, digest, tuple(pixels))
+        if isinstance(sample.target, BoxTarget):
+            target = sample.target
+            counts = torch.bincount(target.labels, minlength=len(dataset.classes)).tolist()
+            told = hashlib.sha256(target.boxes.numpy().tobytes() + target.labels.numpy().tobytes()).digest()
+            return _Look(split, sample.source, told, size, is_grey, digest, tuple(counts))
         return _Look(split, sample.source, int(sample.target.label), size, is_grey, digest)
 
     # Pillow decodes outside the interpreter's lock.
@@ -216,6 +233,39 @@ def _pixels(classes: Classes, split: str, looks: list[_Look]) -> dict[str, float
     maps = [look.pixels for look in looks if look.split == split]
     counts = [sum(pixels[label] for pixels in maps) for label in range(len(classes))]
     return {name: count / max(sum(counts), 1) for name, count in zip(classes, counts, strict=True)}
+
+
+def _objects(classes: Classes, split: str, looks: list[_Look]) -> dict[str, int]:
+    """The objects of each class."""
+    counts = [look.pixels for look in looks if look.split == split]
+    return {name: sum(found[label] for found in counts) for label, name in enumerate(classes)}
+
+
+def _object_balance(objects: dict[str, dict[str, int]], data: DataSource) -> list[str]:
+    """What the objects themselves deserve to be told: pictures of background, small objects, unequal classes."""
+    problems = []
+    for split, dataset in data.splits.items():
+        if isinstance(dataset, ObjectDataset):
+            bare = sum(1 for image in dataset.images if not image.objects)
+            crowds = sum(1 for image in dataset.images for thing in image.objects if thing.is_crowd)
+            boxes = [thing.box for image in dataset.images for thing in image.objects]
+            tiny = sum(1 for left, top, right, bottom in boxes if (right - left) * (bottom - top) < TINY**2)
+            if bare:
+                problems.append(f"{split} has {bare} of {len(dataset)} pictures without an object: background")
+            if crowds:
+                problems.append(
+                    f"{split} has {crowds} of {len(boxes)} objects marked as crowds: nothing is learned from them"
+                )
+            if tiny:
+                problems.append(f"{split} has {tiny} of {len(boxes)} boxes smaller than {TINY}x{TINY} pixels")
+    counts = objects.get("train") or next(iter(objects.values()))
+    there = {name: count for name, count in counts.items() if count}
+    if there:
+        largest, smallest = max(there, key=lambda name: there[name]), min(there, key=lambda name: there[name])
+        if there[largest] > IMBALANCE * there[smallest]:
+            ratio = there[largest] / there[smallest]
+            problems.append(f"{largest} has {ratio:.0f} times as many training objects as {smallest}")
+    return problems
 
 
 def _names(group: list[_Look]) -> list[str]:
@@ -275,7 +325,7 @@ def _balance(splits: dict[str, dict[str, int]], *, is_counted_once: bool) -> lis
 def contact_sheet(
     dataset: Dataset, path: str | Path, *, columns: int = 8, cell: int | None = None, rows: int = 40
 ) -> Path:
-    """One row of pictures per class, with its name and count, saved as a picture; or pictures beside label maps.
+    """One row of pictures per class, with its name and count, saved as a picture; or pictures with maps or boxes.
 
     Args:
         dataset: what to show; the pictures of a class are taken at equal distances.
@@ -287,6 +337,10 @@ def contact_sheet(
     Raises:
         RunError: where nothing can be written.
     """
+    if dataset.task in _OBJECTS:
+        return _save(
+            object_sheet(dataset, columns=max(columns // 2, 1), cell=cell or 240, rows=min(rows, 6)), Path(path)
+        )
     if not isinstance(dataset, Labelled):
         return _save(map_sheet(dataset, columns=max(columns // 2, 1), cell=cell or 176, rows=min(rows, 6)), Path(path))
     cell = cell or 96

@@ -32,7 +32,7 @@ def check_joint(augment: Augment) -> None:
     """
     if augment.rand_augment:
         raise ConfigError(
-            "RandAugment moves pixels, and a label map cannot follow it",
+            "RandAugment moves pixels, and neither label maps nor boxes can follow it",
             where="augment.rand_augment",
             expected="0",
             remedy="use zoom, scale, flip, flip_vertical, shift and colour",

@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader
 from saccade.config import Config
 from saccade.data.dataset import Dataset, InMemory
 from saccade.data.joint import check_joint, vary_pair
+from saccade.data.joint_boxes import vary_objects
 from saccade.data.transforms import Augment, Key, Mix
 from saccade.errors import ConfigError, DataError, ImageError, SaccadeError
 from saccade.ops.image import Preprocess
-from saccade.types import ClassTarget, Geometry, ImageBatch, MapTarget, Sample, Target
+from saccade.types import BoxTarget, ClassTarget, Geometry, ImageBatch, MapTarget, Sample, Target
 
 MAX_REPLACEMENTS = 16
 """How many neighbours training tries in place of a picture that cannot be decoded."""
@@ -76,19 +77,22 @@ class Batch:
 
     @property
     def labels(self) -> Tensor:
-        """``[B]`` int64, ``[B, K]`` float32 where mixing blended classes, or the label maps ``[B, H, W]`` uint8."""
+        """Targets of classes ``[B]`` int64, or ``[B, K]`` float32 where mixing blended them; label maps ``[B, H, W]``.
+
+        Raises:
+            DataError: for targets of boxes, which are not stacked.
+        """
+        if any(isinstance(target, BoxTarget) for target in self.targets):
+            raise DataError("the targets of boxes are no single tensor", remedy="use batch.targets")
         return torch.stack([t.label if isinstance(t, ClassTarget) else t.labels for t in self.targets])
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        labels = self.labels.to(device, non_blocking=True)
-        return replace(self, images=self.images.to(device), targets=as_targets(labels))
+        return replace(self, images=self.images.to(device), targets=tuple(target.to(device) for target in self.targets))
 
 
-def as_targets(labels: Tensor) -> tuple[Target, ...]:
-    """The targets behind ``Batch.labels``: label maps where there are three axes, else classes."""
-    if labels.ndim == 3:
-        return tuple(MapTarget(label) for label in labels.unbind())
+def as_targets(labels: Tensor) -> tuple[ClassTarget, ...]:
+    """The targets behind labels ``[B]`` or ``[B, K]``."""
     return tuple(ClassTarget(label) for label in labels.unbind())
 
 
@@ -98,7 +102,7 @@ class _Fetched(NamedTuple):
     canvases: Tensor  # [B, 3, H, W] uint8
     sizes: tuple[tuple[int, int], ...]
     geometries: tuple[Geometry, ...]
-    labels: Tensor  # [B], or [B, H, W] uint8
+    targets: tuple[Target, ...]
     sources: tuple[str, ...]
     indices: tuple[int, ...]
     problems: tuple[str, ...]
@@ -132,8 +136,7 @@ class _Fetcher:
             return self.fetch(requests[0])
         except SaccadeError as error:
             # Sent as a value: DataLoader would wrap the sentence in the worker's traceback.
-            nothing = torch.empty(0)
-            return _Fetched(nothing, (), (), nothing, (), (), (), error)
+            return _Fetched(torch.empty(0), (), (), (), (), (), (), error)
 
     def fetch(self, request: _Request) -> _Fetched:
         if isinstance(self.dataset, InMemory):
@@ -150,42 +153,47 @@ class _Fetcher:
         count = len(request.indices)
         sources = tuple(dataset.source(index) for index in request.indices)
         sizes, geometries = (_size(content),) * count, (geometry,) * count
-        return _Fetched(self.preprocess.pad(content), sizes, geometries, labels, sources, request.indices, ())
+        canvas = self.preprocess.pad(content, self.preprocess.canvas(sizes))
+        return _Fetched(canvas, sizes, geometries, as_targets(labels), sources, request.indices, ())
 
     def _decode(self, request: _Request) -> _Fetched:
-        canvases, sizes, geometries, labels, sources, indices = [], [], [], [], [], []
+        contents, geometries, targets, sources, indices = [], [], [], [], []
         problems: list[str] = []
         for wanted in request.indices:
             found = self._sample(wanted, problems)
             if found is None:
                 continue
             index, sample = found
-            content, geometry, label = self._varied(sample, Key(self.seed, request.epoch, [wanted]))
-            canvases.append(self.preprocess.pad(content))
-            sizes.append(_size(content))
+            content, geometry, target = self._varied(sample, Key(self.seed, request.epoch, [wanted]))
+            contents.append(content)
             geometries.append(geometry)
-            labels.append(label)
+            targets.append(target)
             sources.append(sample.source)
             indices.append(index)
-        stacked = torch.cat(canvases) if canvases else torch.empty(0, 3, *self.preprocess.size, dtype=torch.uint8)
-        label_row = torch.stack(labels) if labels else torch.empty(0, dtype=torch.int64)
+        sizes = tuple(_size(content) for content in contents)
+        # Crops of a segmenter have the size of the canvas already, whatever the policy.
+        canvas = self.preprocess.canvas(sizes) if self.preprocess.policy == "shorter" and sizes else None
+        padded = [self.preprocess.pad(content, canvas) for content in contents]
+        stacked = torch.cat(padded) if padded else torch.empty(0, 3, *self.preprocess.size, dtype=torch.uint8)
         return _Fetched(
-            stacked, tuple(sizes), tuple(geometries), label_row, tuple(sources), tuple(indices), tuple(problems)
+            stacked, sizes, tuple(geometries), tuple(targets), tuple(sources), tuple(indices), tuple(problems)
         )
 
-    def _varied(self, sample: Sample, key: Key) -> tuple[Tensor, Geometry, Tensor]:
-        """The picture ``[1, 3, h, w]`` as the model will see it, the way back, and its label or label map."""
-        if isinstance(sample.target, MapTarget):
-            content, labels = vary_pair(
-                sample.image, sample.target.labels, self.augment or Augment(), self.preprocess, key
-            )
-            return content[None], Geometry(_size(content)), labels
+    def _varied(self, sample: Sample, key: Key) -> tuple[Tensor, Geometry, Target]:
+        """The picture ``[1, 3, h, w]`` as the model will see it, the way back, and its target on the canvas."""
+        augment, target = self.augment or Augment(), sample.target
+        if isinstance(target, MapTarget):
+            content, labels = vary_pair(sample.image, target.labels, augment, self.preprocess, key)
+            return content[None], Geometry(_size(content)), MapTarget(labels)
+        if isinstance(target, BoxTarget):
+            content, moved = vary_objects(sample.image, target, augment, self.preprocess, key)
+            return content[None], Geometry(_size(content)), moved
         if self.augment is None:
             content, geometry = self.preprocess.fit(sample.image[None])
         else:
             content = self.augment(sample.image[None], self.preprocess, key)
             geometry = Geometry(_size(content))
-        return content, geometry, sample.target.label
+        return content, geometry, target
 
     def _sample(self, wanted: int, problems: list[str]) -> tuple[int, Any] | None:
         """The sample at ``wanted``; in training its next readable neighbour, so that batches keep their size."""
@@ -210,7 +218,7 @@ def _size(images: Tensor) -> tuple[int, int]:
 
 
 class Loader:
-    """Batches of a data set, epoch by epoch. Label maps come on the canvas, as a loss wants them; see ``Pictures``.
+    """Batches of a data set, epoch by epoch. Targets come on the canvas, as a loss wants them; see ``Pictures``.
 
     Args:
         dataset: the samples.
@@ -253,12 +261,12 @@ class Loader:
         self.seed = seed
         self.augment = None if augment is None or augment.is_off else augment
         self.mix = None if mix is None or mix.is_off else mix
-        if dataset.task == "semantic":
+        if dataset.task != "classification":
             check_joint(self.augment or Augment())
             if self.mix is not None:
-                raise ConfigError("label maps are not mixed", where="mix", remedy="leave mixup and cutmix at 0")
+                raise ConfigError("only classes are mixed", where="mix", remedy="leave mixup and cutmix at 0")
         elif self.augment is not None and self.augment.zoom is not None:
-            raise ConfigError("zoom is for label maps", where="augment.zoom", remedy="use augment.scale")
+            raise ConfigError("zoom is for label maps and boxes", where="augment.zoom", remedy="use augment.scale")
         self.rank = rank
         self.world_size = world_size
         self.skipped: list[str] = []
@@ -324,12 +332,14 @@ class Loader:
         return self.epoch(0)
 
     def _finish(self, raw: _Fetched, epoch: int, place: int) -> Batch:
-        images = ImageBatch(self.preprocess.normalise(raw.canvases), raw.sizes, raw.geometries)
-        labels = raw.labels
+        images = ImageBatch(self.preprocess.to_pixels(raw.canvases, raw.sizes), raw.sizes, raw.geometries)
+        targets = raw.targets
         if self.mix is not None:
             names = (self.seed % (1 << 64), epoch, place, self.rank)
+            labels = torch.stack([target.label for target in targets if isinstance(target, ClassTarget)])
             images, labels = self.mix(images, labels, len(self.dataset.classes), names)
-        return Batch(images, as_targets(labels), raw.sources, raw.indices, raw.problems)
+            targets = as_targets(labels)
+        return Batch(images, targets, raw.sources, raw.indices, raw.problems)
 
     def _report(self, problems: Sequence[str]) -> None:
         for problem in problems:

@@ -8,17 +8,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saccade.data import embedded
-from saccade.data.coco import has_coco_annotations, is_coco_folder, open_coco
+from saccade.data.box_table import is_box_folder, is_box_table, open_boxes
+from saccade.data.coco import has_coco_annotations, is_coco_folder, open_coco, read_coco_source
 from saccade.data.dataset import Dataset, Opened
 from saccade.data.decode import SUFFIXES
 from saccade.data.folder import open_folder
 from saccade.data.idx import find_idx, open_idx
+from saccade.data.labelme import is_labelme_folder, open_labelme
+from saccade.data.numbered import open_numbered
+from saccade.data.objects_coco import has_outlines, open_coco_objects
 from saccade.data.pairs import is_mask_table, is_pair_folder, open_pairs
 from saccade.data.splits import counted
 from saccade.data.table import is_table_folder, open_table
 from saccade.data.voc import is_voc_folder, open_voc
+from saccade.data.voc_xml import is_voc_xml_folder, open_voc_xml
 from saccade.data.wrap import open_object
-from saccade.errors import DataError, nearest
+from saccade.data.yolo import is_yolo_folder, open_yolo
+from saccade.errors import DataError, UnknownNameError, nearest
 from saccade.types import Classes, TaskName
 
 
@@ -58,7 +64,7 @@ class DataSource:
 
     @property
     def task(self) -> TaskName:
-        """What the targets are for: one class per picture, or one per pixel (``semantic``)."""
+        """What the targets are for: a class per picture, per pixel (``semantic``), boxes, or boxes and masks."""
         return next(iter(self.splits.values())).task
 
     def fingerprint(self) -> dict[str, str]:
@@ -70,15 +76,19 @@ def open_data(source: Any, *, task: TaskName | None = None, strict: bool = False
     """Open data of any known format.
 
     Args:
-        source: a folder (class folders, idx files, pictures with masks, VOC, COCO, a folder with CSV tables), a CSV
-            file of path,label or image,mask, a COCO JSON file, the name of an embedded data set, a torchvision or
-            Hugging Face data set object, one of our own data sets, or a mapping of split names to such objects.
-        task: what the data is wanted for, where it can be read in several ways; recognised where it is None.
-        strict: fail where splits do not agree or a picture has no mask, instead of reporting it in ``notes``.
+        source: a folder (class folders, idx files, pictures with masks, VOC, COCO, YOLO, LabelMe, a folder with CSV
+            tables), a CSV file of path,label or image,mask or boxes, a COCO JSON file, a ``data.yaml``, the name of an
+            embedded data set, a torchvision or Hugging Face data set object, one of our own data sets, or a mapping of
+            split names to such objects.
+        task: what the data is wanted for, where it can be read in several ways; recognised where it is None (COCO JSON
+            with outlines is then read as label maps).
+        strict: fail where splits do not agree, a picture has no mask or a box is faulty, instead of reporting it in
+            ``notes``.
 
     Raises:
-        DataError: nothing there, nothing recognised, no pictures, fewer than two classes, labels outside the classes,
-            masks that do not fit their pictures, data of another task than the one wanted.
+        DataError: nothing there, nothing recognised, no pictures, fewer than two classes (one will do for objects),
+            labels outside the classes, masks or boxes that do not fit their pictures, data of another task than the one
+            wanted.
     """
     return _of_task(_open(source, task, strict), task)
 
@@ -94,68 +104,149 @@ def _open(source: Any, task: TaskName | None, strict: bool) -> DataSource:
             return _source(embedded.open_embedded(str(source)), str(source))
         raise _missing(str(source))
     if path.is_file():
-        return _source(_open_file(path, strict), str(path))
+        return _source(_open_file(path, task, strict), str(path))
     return _source(_open_folder(path, task, strict), str(path))
 
 
-def _open_file(path: Path, strict: bool) -> Opened:
-    if path.suffix.lower() in {".csv", ".tsv"}:
-        return open_pairs(path, strict=strict) if is_mask_table(path) else open_table(path, strict=strict)
-    if path.suffix.lower() == ".json":
-        return open_coco(path, strict=strict)
+def _open_file(path: Path, task: TaskName | None, strict: bool) -> Opened:
+    suffix = path.suffix.lower()
+    if suffix in {".csv", ".tsv"}:
+        if is_mask_table(path):
+            return _open_masks(path, task, strict)
+        if is_box_table(path) and task not in _CLASSES:
+            return open_boxes(path, task, strict=strict)
+        return open_table(path, strict=strict)
+    if suffix == ".json":
+        return _open_coco(path, task, strict)
+    if suffix in {".yaml", ".yml"}:
+        return open_yolo(path, task, strict=strict)
     raise _wrong_file(path)
 
 
 class _Reader(NamedTuple):
-    """One way to read a folder."""
+    """One way to read a folder.
+
+    Attributes:
+        told: what it is called.
+        tasks: what it can be read for; the first of them where nobody says.
+        fits: whether a folder is of this kind.
+        open: reads it, for a task or for the likeliest.
+    """
 
     told: str
-    task: TaskName
+    tasks: tuple[TaskName, ...]
     fits: Callable[[Path], bool]
-    open: Callable[[Path, bool], Opened]
+    open: Callable[[Path, TaskName | None, bool], Opened]
 
+
+def _open_idx(root: Path, task: TaskName | None, strict: bool) -> Opened:
+    return open_idx(root, find_idx(root))
+
+
+def _open_voc(root: Path, task: TaskName | None, strict: bool) -> Opened:
+    return open_voc(root, strict=strict)
+
+
+def _open_xml(root: Path, task: TaskName | None, strict: bool) -> Opened:
+    return open_voc_xml(root, task, strict=strict)
+
+
+def _open_yolo(root: Path, task: TaskName | None, strict: bool) -> Opened:
+    return open_yolo(root, task, strict=strict)
+
+
+def _open_labelme(root: Path, task: TaskName | None, strict: bool) -> Opened:
+    return open_labelme(root, task, strict=strict)
+
+
+def _open_boxes(root: Path, task: TaskName | None, strict: bool) -> Opened:
+    return open_boxes(root, task, strict=strict)
+
+
+def _open_table(root: Path, task: TaskName | None, strict: bool) -> Opened:
+    return open_table(root, strict=strict)
+
+
+def _open_masks(source: Path, task: TaskName | None, strict: bool) -> Opened:
+    if task in _OBJECTS:
+        return open_numbered(source, task, strict=strict)
+    return open_pairs(source, strict=strict)
+
+
+def _open_coco(source: Path, task: TaskName | None, strict: bool) -> Opened:
+    """As label maps where there are outlines and nobody wants anything else."""
+    read = read_coco_source(source)
+    is_boxes_alone = not has_outlines(read) and any(file.annotations for _, file in read.files)
+    if task in _OBJECTS or (task is None and is_boxes_alone):
+        return open_coco_objects(source, task, strict=strict, read=read)
+    return open_coco(source, strict=strict, read=read)
+
+
+_CLASSES: tuple[TaskName, ...] = ("classification",)
+_OBJECTS: tuple[TaskName, ...] = ("detection", "instance")
+_FROM_OUTLINES: tuple[TaskName, ...] = ("semantic", "instance", "detection")
 
 # The first that fits is taken: what is told by files of a fixed name comes before what is told by names of folders.
 _READERS = (
-    _Reader("idx files", "classification", lambda root: bool(find_idx(root)), lambda root, _: _open_idx(root)),
-    _Reader("a VOC folder", "semantic", is_voc_folder, lambda root, strict: open_voc(root, strict=strict)),
-    _Reader("COCO JSON", "semantic", has_coco_annotations, lambda root, strict: open_coco(root, strict=strict)),
-    _Reader("pictures with masks", "semantic", is_pair_folder, lambda root, strict: open_pairs(root, strict=strict)),
-    _Reader("a table", "classification", is_table_folder, lambda root, strict: open_table(root, strict=strict)),
-    _Reader("COCO JSON", "semantic", is_coco_folder, lambda root, strict: open_coco(root, strict=strict)),
+    _Reader("idx files", _CLASSES, lambda root: bool(find_idx(root)), _open_idx),
+    _Reader("a VOC folder", ("semantic",), is_voc_folder, _open_voc),
+    _Reader("COCO JSON", _FROM_OUTLINES, has_coco_annotations, _open_coco),
+    _Reader("pictures with masks", _FROM_OUTLINES, is_pair_folder, _open_masks),
+    _Reader("Pascal VOC XML", ("detection",), is_voc_xml_folder, _open_xml),
+    _Reader("YOLO text", _OBJECTS, is_yolo_folder, _open_yolo),
+    _Reader("a table of boxes", ("detection",), is_box_folder, _open_boxes),
+    _Reader("LabelMe JSON", _OBJECTS, is_labelme_folder, _open_labelme),
+    _Reader("a table", _CLASSES, is_table_folder, _open_table),
+    _Reader("COCO JSON", _FROM_OUTLINES, is_coco_folder, _open_coco),
 )
-
-
-def _open_idx(root: Path) -> Opened:
-    return open_idx(root, find_idx(root))
 
 
 def _open_folder(path: Path, task: TaskName | None, strict: bool) -> Opened:
     fitting = [reader for reader in _READERS if reader.fits(path)]
-    wanted = [reader for reader in fitting if task in {None, reader.task}]
+    wanted = [reader for reader in fitting if task is None or task in reader.tasks]
+    if task in _OBJECTS:
+        # Outlines made for objects come before masks whose values may number them.
+        wanted.sort(key=lambda reader: reader.open is _open_masks)
     if wanted:
-        opened = wanted[0].open(path, strict)
-        others = {reader.task: reader for reader in wanted if reader.task != wanted[0].task}
-        told = [f"the folder can be read as {other.told} too, for {other.task}" for other in others.values()]
+        opened = wanted[0].open(path, task, strict)
+        found = next(iter(opened.splits.values())).task
+        others = {reader.tasks[0]: reader for reader in wanted if found not in reader.tasks}
+        told = [f"the folder can be read as {other.told} too, for {other.tasks[0]}" for other in others.values()]
         return opened._replace(notes=[*opened.notes, *told])
-    if task == "classification" and fitting:
-        raise _other_task(str(path), fitting[0].told, fitting[0].task, task)
-    if task in {None, "classification"}:
+    if task in {None, "classification"} and not fitting:
         return open_folder(path, strict=strict)
-    if fitting:
-        raise _other_task(str(path), fitting[0].told, fitting[0].task, task)
-    raise _no_masks(path)
+    if fitting and task is not None:
+        raise _other_task(str(path), fitting[0].told, fitting[0].tasks[0], task)
+    raise _nothing_annotated(path, task)
 
 
-def _no_masks(path: Path) -> DataError:
+def _nothing_annotated(path: Path, task: TaskName | None) -> DataError:
     count = sum(1 for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-    found = f"{counted(count, 'picture')} but no masks" if count else "no pictures"
+    lacking = "boxes" if task == "detection" else "masks"
+    found = f"{counted(count, 'picture')} but no {lacking}" if count else "no pictures"
+    expected = "images/ and masks/ with files of the same name, a VOC or COCO folder, or a CSV of image,mask"
+    if task in _OBJECTS:
+        expected = "COCO JSON, Pascal VOC XML, YOLO text, LabelMe JSON, a CSV of boxes, or 16-bit masks of objects"
     return DataError(
         f"the folder holds {found}",
         where=str(path),
-        expected="images/ and masks/ with files of the same name, a VOC or COCO folder, or a CSV of image,mask",
+        expected=expected,
         remedy="for pictures sorted into class folders choose a model for classification" if count else None,
     )
+
+
+def as_task(name: str | None) -> TaskName | None:
+    """A task by the name that a user gave; None stays None.
+
+    Raises:
+        UnknownNameError: no data is for such a task.
+    """
+    for task in _TARGETS:
+        if name == task:
+            return task
+    if name is None:
+        return None
+    raise UnknownNameError("task", name, _TARGETS)
 
 
 def _of_task(data: DataSource, task: TaskName | None) -> DataSource:
@@ -165,7 +256,12 @@ def _of_task(data: DataSource, task: TaskName | None) -> DataSource:
     return data
 
 
-_TARGETS: dict[TaskName, str] = {"classification": "one class per picture", "semantic": "a class for every pixel"}
+_TARGETS: dict[TaskName, str] = {
+    "classification": "one class per picture",
+    "semantic": "a class for every pixel",
+    "detection": "a box for every object",
+    "instance": "a box and a mask for every object",
+}
 
 
 def _other_task(name: str, told: str, task: TaskName, wanted: TaskName) -> DataError:

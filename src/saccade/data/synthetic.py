@@ -23,7 +23,7 @@ from saccade.config import Config
 from saccade.data.dataset import ArrayBatch, ArrayDataset
 from saccade.data.shapes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, inside, paint
 from saccade.errors import ConfigError, UnknownNameError
-from saccade.types import Classes, Sample, TaskName
+from saccade.types import BoxTarget, Classes, Masks, Sample, TaskName
 
 _ATTEMPTS = 40
 """How often a place is sought for an object before the scene does with fewer."""
@@ -42,6 +42,9 @@ class SceneConfig(Config):
     """Fewest and most objects of a scene."""
     shapes: tuple[str, ...] = tuple(SHAPES)
     """The classes."""
+    radius: tuple[float, float] = (0.2, 0.36)
+    """Smallest and largest radius of an object that is alone, as a share of the shorter side; where there are more
+    objects, each is smaller, down to 0.59 times."""
     noise: float = 6.0
     """Standard deviation of the noise on every pixel, of 255."""
     shortcut: str | None = None
@@ -56,6 +59,8 @@ class SceneConfig(Config):
             raise ConfigError(f"scenes of {self.size} pixels are too small", where="size", expected="at least 16x16")
         if not 1 <= self.objects[0] <= self.objects[1]:
             raise ConfigError(f"objects is {self.objects}", where="objects", expected="1 <= fewest <= most")
+        if not 0 < self.radius[0] <= self.radius[1] <= 0.5:
+            raise ConfigError(f"radius is {self.radius}", where="radius", expected="0 < smallest <= largest <= 0.5")
         for shape in (*self.shapes, *([self.shortcut] if self.shortcut else [])):
             if shape not in SHAPES:
                 raise UnknownNameError("shape", shape, SHAPES)
@@ -112,6 +117,13 @@ class Scene:
     def has_watermark(self) -> bool:
         """Whether the shortcut was planted here."""
         return bool(self.watermark.any())
+
+    def target(self, classes: Classes, *, has_masks: bool = True) -> BoxTarget:
+        """Boxes, labels and, where wanted, masks of the objects, from back to front."""
+        boxes = torch.stack([thing.box for thing in self.objects])
+        labels = torch.tensor([classes.id(thing.shape) for thing in self.objects], dtype=torch.int64)
+        masks = Masks.of(torch.stack([thing.mask for thing in self.objects])) if has_masks else None
+        return BoxTarget.of(boxes, labels, masks)
 
     def label_map(self, classes: Classes) -> Tensor:
         """``[h, w]`` int64: 0 where there is background, label + 1 on objects."""
@@ -195,7 +207,7 @@ def _place(
     areas = [max(int(mask.sum()), 1) for mask in earlier]
     crowding = 1.0 if count == 1 else 1.18 / math.sqrt(min(count, 4))
     for _ in range(_ATTEMPTS):
-        radius = min(config.size) * generator.uniform(0.2, 0.36) * crowding
+        radius = min(config.size) * generator.uniform(*config.radius) * crowding
         centre = generator.uniform(radius, height - radius), generator.uniform(radius, width - radius)
         mask = inside(shape, config.size, centre, radius, generator.uniform(-math.pi, math.pi)) & ~watermark
         shares = [int((mask & other).sum()) / area for other, area in zip(earlier, areas, strict=True)]
@@ -272,5 +284,74 @@ class SyntheticClassification:
 
     def fingerprint(self) -> str:
         """A SHA-256 over what decides the scenes."""
-        facts = json.dumps([asdict(self.config), self.seed, self.start, len(self)], sort_keys=True)
-        return hashlib.sha256(facts.encode()).hexdigest()
+        return _fingerprint(self.config, self.seed, self.start, len(self))
+
+
+class SyntheticObjects:
+    """Scenes whose shapes are to be found: boxes and, for ``instance``, masks of the visible pixels, in memory.
+
+    The truth about a scene beyond that (colours, textures, a sentence) is ``draw_scene(config, seed, start + index)``.
+
+    Args:
+        count: number of scenes.
+        config: what is drawn.
+        seed: the same seed gives the same scenes.
+        start: number of the first scene; ranges that do not overlap make splits that do not overlap.
+        task: ``instance``, or ``detection`` for boxes alone.
+    """
+
+    licence: str | None = "CC0 1.0 (drawn by the program)"
+
+    def __init__(
+        self, count: int, config: SceneConfig, *, seed: int = 0, start: int = 0, task: TaskName = "instance"
+    ) -> None:
+        if task not in {"instance", "detection"}:
+            raise ConfigError(f"task is {task}", where="task", expected="instance or detection")
+        self.config = config
+        self.seed = seed
+        self.start = start
+        self.task: TaskName = task
+        self.classes = Classes(config.shapes)
+        self._samples = tuple(self._sample(index) for index in range(start, start + count))
+
+    def _sample(self, index: int) -> Sample:
+        scene = draw_scene(self.config, self.seed, index)
+        target = scene.target(self.classes, has_masks=self.task == "instance")
+        return Sample(scene.image, target, f"synthetic/{self.seed}#{index}")
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._samples[index]
+
+    def fingerprint(self) -> str:
+        """A SHA-256 over what decides the scenes."""
+        return _fingerprint(self.config, self.seed, self.start, len(self), self.task)
+
+
+def synthetic_objects(
+    count: int,
+    size: int | tuple[int, int] = 96,
+    seed: int = 0,
+    *,
+    objects: tuple[int, int] = (2, 6),
+    start: int = 0,
+    task: TaskName = "instance",
+) -> SyntheticObjects:
+    """Scenes of several shapes that may overlap; two of three scenes hold two objects of one class.
+
+    Args:
+        count: number of scenes.
+        size: height and width in pixels.
+        seed: the same seed gives the same scenes.
+        objects: fewest and most objects of a scene.
+        start: number of the first scene.
+        task: ``instance``, or ``detection`` for boxes alone.
+    """
+    config = SceneConfig(size=(size, size) if isinstance(size, int) else size, objects=objects)
+    return SyntheticObjects(count, config, seed=seed, start=start, task=task)
+
+
+def _fingerprint(config: SceneConfig, *facts: int | str) -> str:
+    return hashlib.sha256(json.dumps([asdict(config), *facts], sort_keys=True).encode()).hexdigest()

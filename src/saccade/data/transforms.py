@@ -30,7 +30,7 @@ from saccade.errors import ConfigError, UnknownNameError
 from saccade.ops.image import Preprocess
 from saccade.types import ImageBatch
 
-AugmentPreset = Literal["none", "light", "standard", "microscope", "scenes"]
+AugmentPreset = Literal["none", "light", "standard", "microscope", "scenes", "objects"]
 
 _Words = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -53,7 +53,7 @@ class Augment(Config):
     flip_vertical: float = 0.0
     """Probability of a vertical flip; for pictures without an up, such as those of a microscope."""
     zoom: tuple[float, float] | None = None
-    """Smallest and largest magnification before a crop is cut; for label maps only."""
+    """Smallest and largest magnification before a crop is cut; for label maps and objects only."""
     colour: float = 0.0
     """Strength of random brightness, contrast and saturation (a quarter of it for hue), in [0, 1]."""
     rand_augment: int = 0
@@ -81,6 +81,8 @@ class Augment(Config):
     @classmethod
     def preset(cls, name: str) -> Augment:
         """A named setting: ``none``, ``light`` (small images, digits and clothes), ``standard`` (photographs).
+
+        For label maps and objects: ``microscope``, ``scenes`` and ``objects``.
 
         Raises:
             UnknownNameError: with the nearest name.
@@ -197,6 +199,7 @@ PRESETS: dict[str, Augment] = {
     "none": Augment(),
     "microscope": Augment(zoom=(0.6, 1.6), flip=0.5, flip_vertical=0.5, colour=0.5),
     "scenes": Augment(zoom=(0.5, 2.0), flip=0.5, colour=0.3),
+    "objects": Augment(zoom=(0.6, 1.6), flip=0.5, colour=0.3),
     "light": Augment(shift=0.08, flip=0.5, erase=0.1),
     "standard": Augment(scale=(0.35, 1.0), flip=0.5, rand_augment=2, magnitude=7, erase=0.1),
 }

@@ -46,15 +46,15 @@ def write_scenes(
     """Draw scenes into a new folder.
 
     ``classification`` gives ``train/SHAPE/*.png`` and ``val/SHAPE/*.png``; ``segmentation`` gives ``images/SPLIT`` and
-    label maps in ``masks/SPLIT`` (0 is background); ``detection`` gives ``images/SPLIT`` and COCO JSON with boxes and
-    masks in ``annotations``; ``captions`` gives ``images/SPLIT`` and ``captions.csv``. Every task adds ``scenes.json``,
-    the whole truth.
+    label maps in ``masks/SPLIT`` (0 is background); ``detection`` and ``instance`` give ``images/SPLIT`` and COCO JSON
+    with boxes and masks in ``annotations``; ``captions`` gives ``images/SPLIT`` and ``captions.csv``. Every task adds
+    ``scenes.json``, the whole truth.
 
     Args:
         out: folder to create.
         count: scenes in all; a fifth is for validation.
         size: height and width in pixels.
-        task: one of the four.
+        task: one of the five.
         seed: the same seed draws the same scenes.
         shortcut: class that a watermark betrays.
         shortcut_rate: share of its scenes that carry the watermark.
@@ -223,5 +223,6 @@ _WRITERS = {
     "classification": _Writer(_one_classified, _last_classified),
     "segmentation": _Writer(_one_segmented, _last_segmented),
     "detection": _Writer(_one_detected, _last_coco),
+    "instance": _Writer(_one_detected, _last_coco),
     "captions": _Writer(_one_captioned, _last_captioned),
 }
