@@ -6,10 +6,13 @@ from collections.abc import Mapping
 
 from saccade.tasks.base import EvaluateConfig, Evaluation, Facts, Table, Tally, Task
 from saccade.tasks.classification import ClassificationTask
+from saccade.tasks.detection import DetectionTask, InstanceTask
 from saccade.tasks.semantic import SemanticTask
 from saccade.types import TaskName
 
-TASKS: Mapping[TaskName, Task] = {task.name: task for task in (ClassificationTask(), SemanticTask())}
+TASKS: Mapping[TaskName, Task] = {
+    task.name: task for task in (ClassificationTask(), SemanticTask(), DetectionTask(), InstanceTask())
+}
 """Every task by its name."""
 
 __all__ = ["TASKS", "EvaluateConfig", "Evaluation", "Facts", "Table", "Tally", "Task"]

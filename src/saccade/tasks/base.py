@@ -37,21 +37,29 @@ class EvaluateConfig(Config):
     """Equal-width confidence bins of the calibration error."""
     boundary_tolerance: float = 0.0075
     """How far apart boundaries may lie and still match, as a share of the picture's diagonal; 0 leaves them out."""
+    max_detections: int = 100
+    """Most objects of one class in one picture that count, the likeliest first."""
+    score_threshold: float = 0.5
+    """Score from which objects count as found where pictures, mistaken classes and misses are told; AP has none."""
     resamples: int = 2000
     """Bootstrap samples of the interval."""
+    detection_resamples: int = 200
+    """The same for the AP of objects, which costs far more per sample."""
     seed: int = 0
     """Of the bootstrap."""
     num_mistakes: int = 24
     """How many of the worst mistakes are kept."""
     num_shown: int = 4
-    """How many of the worst, of the median and of the best label maps are kept."""
+    """How many of the worst, of the median and of the best pictures with label maps or objects are kept."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "top_k", "num_bins", "resamples"):
+        for name in ("batch_size", "top_k", "num_bins", "max_detections", "resamples", "detection_resamples"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", where=name, expected="at least 1")
         if self.boundary_tolerance < 0:
             raise ConfigError(f"boundary_tolerance is {self.boundary_tolerance}", expected="at least 0")
+        if not 0 <= self.score_threshold <= 1:
+            raise ConfigError(f"score_threshold is {self.score_threshold}", expected="between 0 and 1")
 
 
 class Table(NamedTuple):
@@ -101,6 +109,10 @@ class Evaluation(abc.ABC):
     def remarks(self) -> list[str]:
         """What went wrong most, one line each, the worst first."""
 
+    def conditions(self) -> list[str]:
+        """What the figures depend on and people should see beside them, one line each."""
+        return []
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; an undefined figure is None."""
         return dataclasses.asdict(self)
@@ -112,12 +124,18 @@ class Evaluation(abc.ABC):
         Raises:
             UnknownNameError: for a task that has no evaluation.
         """
-        kinds = {kind.kind: kind for kind in Evaluation.__subclasses__() if hasattr(kind, "kind")}
+        kinds = {kind.kind: kind for kind in Evaluation.finished()}
         task = data.get("task")
         if task not in kinds:
             raise UnknownNameError("task", str(task), kinds)
         evaluation: Evaluation = TypeAdapter(kinds[task]).validate_python(data)
         return evaluation
+
+    @classmethod
+    def finished(cls) -> list[type[Evaluation]]:
+        """All kinds of evaluations that say of what task they are."""
+        kinds = [kind for below in cls.__subclasses__() for kind in (below, *below.finished())]
+        return [kind for kind in kinds if hasattr(kind, "kind")]
 
     kind: ClassVar[TaskName]
     """The task that a subclass is of."""
