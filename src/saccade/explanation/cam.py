@@ -25,7 +25,7 @@ from saccade.errors import ConfigError, ExplainError, UnknownNameError
 from saccade.explanation.attribution import Attribution, ScoreFn
 from saccade.explanation.gradients import negative_share
 from saccade.explanation.record import recording
-from saccade.explanation.scores import logits_of
+from saccade.explanation.scores import logits_of, when_hidden
 from saccade.types import ExplainSpec, GridLayer, ImageBatch
 
 
@@ -243,7 +243,7 @@ class ScoreCAM:
                     masks = (masks - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
                     record.run(image.with_pixels(image.pixels * masks.to(image.pixels.dtype)))
                     is_constant = (high <= low).flatten()
-                    weighed.append(record.scores(scores).masked_fill(is_constant, float("-inf")))
+                    weighed.append(record.scores([*map(when_hidden, scores)]).masked_fill(is_constant, float("-inf")))
             weights = torch.cat(weighed, dim=1).softmax(dim=1).nan_to_num(0.0)  # nan: every map is constant
             values.append(torch.einsum("tc,chw->thw", weights, maps).clamp_min(0))
         return Attribution(torch.stack(values, dim=1), layer=self.layer)

@@ -20,11 +20,15 @@ from saccade.data.decode import read_image
 from saccade.errors import ConfigError, ExplainError, InputError
 from saccade.explanation.adapt import adapt, model_device
 from saccade.explanation.attribution import Attribution, Explainer
+from saccade.explanation.boxes import Watched, fired_layers
+from saccade.explanation.boxquestions import BoxQuestions
+from saccade.explanation.cam import HiResCAM
 from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import default_method
 from saccade.explanation.methods import method as named_method
 from saccade.explanation.questions import Asked, ClassQuestions, Question, RegionQuestions, pixel_of
 from saccade.explanation.record import undisturbed, unwrap
+from saccade.explanation.sharing import attribute, judged
 from saccade.explanation.verdict import Judge, Verdict
 from saccade.ops.image import Preprocess, to_original
 from saccade.types import Classes, ExplainSpec, Geometry, ImageBatch
@@ -65,9 +69,12 @@ class Subject:
         if not (hasattr(module, "explain_spec") and hasattr(module, "preprocess")):
             module = adapt(module)
         ready: Any = module
-        self.model: nn.Module = module
+        task = getattr(ready, "task", "classification")
+        self.name = type(module).__name__
         self.classes: Classes = ready.classes
-        self.has_regions: bool = getattr(ready, "task", "classification") == "semantic"
+        self.has_regions: bool = task == "semantic"
+        self.has_boxes: bool = task in {"detection", "instance"}
+        self.model: nn.Module = Watched(ready) if self.has_boxes else module
 
     @cached_property
     def spec(self) -> ExplainSpec:
@@ -92,6 +99,9 @@ class _Subject:
     explainer: Explainer
     judge: Judge | None
     has_regions: bool
+    has_boxes: bool
+    finds_layer: bool
+    name: str
 
 
 def explain(
@@ -148,8 +158,8 @@ def explain_batch(
         raise ConfigError(f"batch_size is {options.batch_size}", expected="at least 1")
     subject = _subject(model, options)
     heatmaps = []
-    # A region belongs to its own picture, so pictures of a segmenter share nothing.
-    at_once = 1 if subject.has_regions else options.batch_size
+    # A region or an object belongs to its own picture, so pictures of segmenters and detectors share nothing.
+    at_once = 1 if subject.has_regions or subject.has_boxes else options.batch_size
     for start in range(0, len(images), at_once):
         pictures = [read_image(image) for image in images[start : start + at_once]]
         heatmaps += _explain_pictures(subject, pictures, of, options)
@@ -160,14 +170,27 @@ def _subject(model: nn.Module | Subject, options: ExplainOptions) -> _Subject:
     ready = model if isinstance(model, Subject) else Subject(model)
     explainer = _explainer(ready, options)
     judge = ready.judge if options.verdict else None
-    return _Subject(ready.model, ready.spec, ready.classes, explainer, judge, ready.has_regions)
+    # An object of a pyramid is read from one level of it, and which that is differs from object to object.
+    is_open = options.layer == "auto" and isinstance(options.method, str) and hasattr(explainer, "layer")
+    finds_layer = ready.has_boxes and is_open and ready.spec.usual_layer == "final"
+    return _Subject(
+        ready.model,
+        ready.spec,
+        ready.classes,
+        explainer,
+        judge,
+        ready.has_regions,
+        ready.has_boxes,
+        finds_layer,
+        ready.name,
+    )
 
 
 def _explainer(ready: Subject, options: ExplainOptions) -> Explainer:
     """The method that is asked for, at the layer that is asked for."""
     asked, layer = options.method, options.layer
     if isinstance(asked, str):
-        usual = default_method(ready.spec, has_regions=ready.has_regions)
+        usual = default_method(ready.spec, has_regions=ready.has_regions, has_boxes=ready.has_boxes)
         explainer = usual if asked == "auto" else named_method(asked)
         if asked == "auto" and layer != "auto" and not hasattr(usual, "layer"):
             explainer = named_method("hirescam")
@@ -198,8 +221,38 @@ def _explain_pictures(
         values = [[float(question.score(outputs)[index]) for question in row] for index, row in enumerate(asked)]
     if not all(math.isfinite(value) for row in values for value in row):
         raise ExplainError("the scores of the model are not finite", remedy="check its weights and its precision")
-    found = _attribute(subject, images, asked)
-    verdicts = _verdicts(subject, images, asked, found)
+    if not subject.finds_layer:
+        return _heatmaps(subject, images, pictures, asked, values)
+    scores = [question.score for question in asked[0]]
+    levels = fired_layers(subject.model, images, scores, dict(subject.spec.layers))
+    usual = [
+        _at_level(subject.explainer, level, question, options) for level, question in zip(levels, asked[0], strict=True)
+    ]
+    found: dict[int, Heatmap] = {}
+    for explainer in dict.fromkeys(usual):
+        members = [index for index, other in enumerate(usual) if other == explainer]
+        part = replace(subject, explainer=explainer)
+        some, seen = [asked[0][index] for index in members], [values[0][index] for index in members]
+        found |= zip(members, _heatmaps(part, images, pictures, [some], [seen])[0], strict=True)
+    return [[found[index] for index in range(len(usual))]]
+
+
+def _at_level(explainer: Explainer, level: str, question: Asked, options: ExplainOptions) -> Explainer:
+    """The method at the level that an object was read from; of a side, evidence either way is what ``auto`` shows."""
+    if options.method == "auto" and getattr(question.score, "is_two_sided", False):
+        return HiResCAM(level)
+    return replace(explainer, layer=level)  # type: ignore[type-var]
+
+
+def _heatmaps(
+    subject: _Subject,
+    images: ImageBatch,
+    pictures: list[Tensor],
+    asked: list[list[Asked]],
+    values: list[list[float]],
+) -> list[list[Heatmap]]:
+    found = attribute(subject.model, subject.spec, subject.explainer, images, asked)
+    verdicts = judged(subject.judge, subject.explainer, images, asked, found)
     return [
         [
             _heatmap(subject, images[index], picture, question, attribution, value, verdict)
@@ -250,77 +303,12 @@ def _ask(
     if subject.has_regions:
         regions = RegionQuestions(outputs, images, subject.classes, against)
         return [[regions.ask(question) for question in of]]
+    if subject.has_boxes:
+        assert isinstance(subject.model, Watched)
+        boxes = BoxQuestions(subject.model, outputs, images, against)
+        return [[boxes.ask(question) for question in of]]
     classes = ClassQuestions(outputs, subject.classes, against)
     return [[classes.ask(question, index) for question in of] for index in range(len(images))]
-
-
-def _attribute(subject: _Subject, images: ImageBatch, asked: list[list[Asked]]) -> list[list[Attribution]]:
-    """One attribution ``[1, 1, h, w]`` per picture and question.
-
-    Where further scores cost almost nothing, the union of all questions is asked of the whole batch; elsewhere pictures
-    with the same questions go together.
-    """
-    results: list[list[Attribution]] = [[] for _ in asked]
-    if getattr(subject.explainer, "shares_forward", True):
-        groups = [(list(dict.fromkeys(q for row in asked for q in row)), list(range(len(asked))))]
-    else:
-        groups = _same_questions(asked)
-    for questions, members in groups:
-        part = _subset(images, members)
-        scores = [question.score for question in questions]
-        attribution = subject.explainer(subject.model, part, scores, subject.spec)
-        for place, index in enumerate(members):
-            results[index] = [_pick(attribution, questions.index(question), place) for question in asked[index]]
-    return results
-
-
-def _verdicts(
-    subject: _Subject, images: ImageBatch, asked: list[list[Asked]], found: list[list[Attribution]]
-) -> list[list[Verdict | None]]:
-    """One verdict per picture and question; pictures with the same questions are judged together."""
-    results: list[list[Verdict | None]] = [[None] * len(row) for row in asked]
-    if subject.judge is None:
-        return results
-    for questions, members in _same_questions(asked):
-        columns = [[found[index][asked[index].index(question)] for index in members] for question in questions]
-        scores = [question.score for question in questions]
-        verdicts = subject.judge(_subset(images, members), scores, subject.explainer, _joined(columns))
-        for place, index in enumerate(members):
-            results[index] = [verdicts[questions.index(question)][place] for question in asked[index]]
-    return results
-
-
-def _same_questions(asked: list[list[Asked]]) -> list[tuple[list[Asked], list[int]]]:
-    """Pictures grouped by what is asked of them, each question once."""
-    members: dict[tuple[Asked, ...], list[int]] = {}
-    for index, row in enumerate(asked):
-        members.setdefault(tuple(dict.fromkeys(row)), []).append(index)
-    return [(list(row), indices) for row, indices in members.items()]
-
-
-def _subset(images: ImageBatch, members: list[int]) -> ImageBatch:
-    sizes, geometries = (tuple(values[i] for i in members) for values in (images.sizes, images.geometries))
-    return ImageBatch(images.pixels[members], sizes, geometries)  # type: ignore[arg-type]
-
-
-def _joined(columns: list[list[Attribution]]) -> Attribution:
-    """Attributions ``[1, 1, h, w]`` by question and picture, as one ``[T, B, h, w]``."""
-
-    def join(name: str) -> Tensor | None:
-        rows = [[getattr(attribution, name) for attribution in row] for row in columns]
-        return None if rows[0][0] is None else torch.cat([torch.cat(row, dim=1) for row in rows])
-
-    values = join("values")
-    assert values is not None
-    return replace(columns[0][0], values=values, error=join("error"), negative=join("negative"))
-
-
-def _pick(attribution: Attribution, question: int, picture: int) -> Attribution:
-    def one(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[question : question + 1, picture : picture + 1]
-
-    values = attribution.values[question : question + 1, picture : picture + 1]
-    return replace(attribution, values=values, error=one(attribution.error), negative=one(attribution.negative))
 
 
 def _heatmap(
@@ -359,7 +347,7 @@ def _heatmap(
         verdict=verdict,
         region=region,
         manifest={
-            "model": type(subject.model).__name__,
+            "model": subject.name,
             "method": repr(explainer),
             "score": repr(question.score),
             "layer": attribution.layer and subject.spec.layers[attribution.layer].path,

@@ -1,7 +1,7 @@
 """What can be asked of a prediction, and the score that each question stands for.
 
 Of a classifier: a class. Of a segmenter: a region of the picture and the class that it got - one pixel, one connected
-part, or all pixels of a class.
+part, or all pixels of a class. Of a detector: an object (``boxquestions``).
 
 H, W canvas
 """
@@ -21,18 +21,21 @@ from saccade.errors import InputError
 from saccade.explanation.attribution import ScoreFn
 from saccade.explanation.scores import class_score, contrast_score, logits_of, map_logits_of, region_score
 from saccade.ops.masks import Component, connected_components
-from saccade.types import Classes, Classification, ImageBatch
+from saccade.types import Classes, Classification, Detections, ImageBatch
 
-Question = str | int | tuple[int, int] | Tensor | Classification | None
+Question = str | int | tuple[int, int] | tuple[Detections, int] | Tensor | Classification | None
 """What to explain.
 
 Of a classifier: a class by name or label, a prediction's likeliest class, or (None) the predicted class. Of a
 segmenter: all pixels of a class by name or label, the pixel ``(left, top)`` or ``"120,84"``, the connected part
 ``"component:3"`` (1 is the largest), the pixels of a mask ``[h, w]`` bool, or (None) the class that covers most beside
-a background.
+a background. Of a detector: an object by its place in the predictions, ``"box:3"`` or 3, counted from 0, or as
+``(detections, 3)``; one of its sides, ``"box:3/left"``; its mask, ``"mask:3"``; the likeliest object of a class by
+name, or (None) of all.
 """
 
 _PIXEL = re.compile(r"\s*(\d+)\s*,\s*(\d+)\s*")
+_BOX = re.compile(r"(box|mask)\s*[:#]?\s*\d+(\s*/\s*(left|top|right|bottom))?", re.IGNORECASE)
 _COMPONENT = re.compile(r"component\s*[:#]?\s*(\d+)", re.IGNORECASE)
 
 
@@ -82,7 +85,7 @@ class ClassQuestions:
         if self.against is None:
             return Asked((label, None), class_score(label), self.classes[label])
         if label == self.against:
-            raise _itself(self.classes[label])
+            raise itself(self.classes[label])
         words = f"{self.classes[label]} rather than {self.classes[self.against]}"
         return Asked((label, self.against), contrast_score(label, self.against), words)
 
@@ -133,8 +136,8 @@ class RegionQuestions:
             if isinstance(parsed, re.Match):
                 return self._component(int(parsed[1]))
             question = parsed
-        if isinstance(question, tuple):
-            return self._pixel(*question)
+        if isinstance(question, tuple) and not isinstance(question[0], Detections):
+            return self._pixel(question[0], question[1])
         if isinstance(question, Tensor):
             return self._mask(question)
         if isinstance(question, str | int):
@@ -209,20 +212,28 @@ class RegionQuestions:
 
     def _asked(self, label: int, region: Tensor, words: str) -> Asked:
         if label == self.against:
-            raise _itself(self.classes[label])
+            raise itself(self.classes[label])
         rather = "" if self.against is None else f" rather than {self.classes[self.against]}"
         score = region_score(label, region, self.against)
         # Two masks have the same words.
         return Asked((words, rather, np.packbits(region.numpy()).tobytes()), score, words + rather, region)
 
 
-def check_question(question: str, classes: Classes, *, has_regions: bool) -> None:
+def check_question(question: str, classes: Classes, *, has_regions: bool, has_boxes: bool = False) -> None:
     """Refuse a question that no picture could answer, before any picture is looked at.
+
+    Args:
+        question: as it was written.
+        classes: of the model.
+        has_regions: whether the model labels pixels.
+        has_boxes: whether it finds objects.
 
     Raises:
         UnknownNameError: naming the nearest class.
     """
     if question in classes.names or (has_regions and not isinstance(_parsed(question), str)):
+        return
+    if has_boxes and _BOX.fullmatch(question.strip()):
         return
     classes.id(question)
 
@@ -230,7 +241,7 @@ def check_question(question: str, classes: Classes, *, has_regions: bool) -> Non
 def pixel_of(question: Question) -> tuple[int, int] | None:
     """The pixel that a question is about, ``(left, top)``; None where it is about something else."""
     parsed = _parsed(question) if isinstance(question, str) else question
-    return parsed if isinstance(parsed, tuple) else None
+    return (parsed[0], parsed[1]) if isinstance(parsed, tuple) and not isinstance(parsed[0], Detections) else None
 
 
 def label_of(question: str | int, classes: Classes) -> int:
@@ -254,6 +265,7 @@ def _parsed(text: str) -> str | tuple[int, int] | re.Match[str]:
     return _COMPONENT.fullmatch(text) or text
 
 
-def _itself(name: str) -> InputError:
+def itself(name: str) -> InputError:
+    """What to say where a class is contrasted with itself."""
     remedy = "say with `of` which class to explain, or choose another `against`"
     return InputError(f"class {name!r} is contrasted with itself", where="against", remedy=remedy)

@@ -128,6 +128,18 @@ def probability_score(label: int) -> ScoreFn:
     return ProbabilityScore(label)
 
 
+def when_hidden(score: ScoreFn) -> ScoreFn:
+    """The form of a score for pictures of which a part is hidden: its ``hidden``, or the score itself."""
+    hidden: ScoreFn = getattr(score, "hidden", score)
+    return hidden
+
+
+def region_of(score: ScoreFn) -> Tensor | None:
+    """The region ``[H, W]`` bool of the canvas that a score is about; None where it is about the whole picture."""
+    mask = getattr(score, "mask", None)
+    return mask if isinstance(mask, Tensor) else None
+
+
 def logits_of(outputs: Any) -> Tensor:
     """The class logits ``[B, K]`` in what a classifier returns: the tensor itself, or its ``logits``.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from saccade.errors import ExplainError
 from saccade.explanation.attribution import ScoreFn
 from saccade.explanation.faithfulness import keep_masks, mirrored_ties, orders
-from saccade.explanation.scores import logits_of
+from saccade.explanation.scores import logits_of, when_hidden
 from saccade.types import ImageBatch
 
 
@@ -39,7 +39,7 @@ def answers_of(model: nn.Module, images: ImageBatch, probes: Tensor, scores: Seq
         try:
             values, is_logits = logits_of(outputs)[None], True
         except ExplainError:
-            values, is_logits = torch.stack([score(outputs) for score in scores])[..., None], False
+            values, is_logits = torch.stack([when_hidden(score)(outputs) for score in scores])[..., None], False
     return Answers(values.double().cpu().reshape(len(values), *probes.shape[:2], -1), is_logits)
 
 
@@ -74,6 +74,13 @@ def pooled(values: Tensor, cell: Tensor, number: int) -> Tensor:
     total = torch.zeros(*values.shape[:2], number + 1).scatter_add_(-1, index, large)
     area = torch.zeros(*values.shape[:2], number + 1).scatter_add_(-1, index, torch.ones_like(large))
     return (total / area.clamp(min=1))[..., :number]
+
+
+def strengths(values: Tensor, scores: Sequence[ScoreFn]) -> Tensor:
+    """Maps ``[T, B, h, w]`` as places are ranked by them: where evidence counts either way, by its size."""
+    values = values.float().nan_to_num(0.0, 0.0, 0.0)
+    is_two_sided = torch.tensor([getattr(score, "is_two_sided", False) for score in scores], device=values.device)
+    return torch.where(is_two_sided[:, None, None, None], values.abs(), values)
 
 
 def both_games(values: Tensor, inner: list[int], seed: int) -> Tensor:

@@ -27,9 +27,9 @@ from saccade.explanation.attribution import Attribution, Explainer, ScoreFn
 from saccade.explanation.faithfulness import centre_map, counts_of, keep_masks, negative_share, rank_similarity
 from saccade.explanation.perturbation import Baseline, baseline_pixels, masked_scores, masks_at_once
 from saccade.explanation.record import undisturbed
-from saccade.explanation.scores import RegionScore
+from saccade.explanation.scores import region_of
 from saccade.explanation.scramble import Extent, scrambled
-from saccade.explanation.trials import answers_of, areas, both_games, cells_of, movement, pooled
+from saccade.explanation.trials import answers_of, areas, both_games, cells_of, movement, pooled, strengths
 from saccade.types import ExplainSpec, ImageBatch
 
 Status = Literal["supported", "weak", "failed"]
@@ -174,7 +174,7 @@ class Judge:
         half = torch.stack([torch.randperm(number, generator=generator) for _ in range(config.random_orders // 2)])
         shared.append(keep_masks(torch.cat([half, half.flip(-1)]), inner, is_deletion=True).flatten(0, 1))
         shared.append(both_games(centre_map((config.cells, config.cells)), inner, config.seed))
-        values = pooled(attribution.values.float().nan_to_num(0.0, 0.0, 0.0), cell, number)  # [T, B, N]
+        values = pooled(strengths(attribution.values, scores), cell, number)  # [T, B, N]
         own = torch.stack(
             [torch.stack([both_games(v, inner, config.seed) for v in row]) for row in values]
         )  # [T, B, m, N]
@@ -293,7 +293,7 @@ def judge(
 
 def _regions(scores: Sequence[ScoreFn]) -> Tensor | None:
     """The regions ``[T, H, W]`` of 0 and 1 that the scores are about; None where they are about whole pictures."""
-    masks = [score.mask.float().cpu() for score in scores if isinstance(score, RegionScore)]
+    masks = [region.float().cpu() for region in map(region_of, scores) if region is not None]
     return torch.stack(masks) if len(masks) == len(scores) else None
 
 

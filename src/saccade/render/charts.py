@@ -254,6 +254,84 @@ def curves(
     return figure
 
 
+def precision_recall(lines: Mapping[str, Sequence[float | None]], *, title: str = "", max_lines: int = 8) -> Figure:
+    """Precision over recall, one line per class; where there are more classes, the lowest and the mean of all.
+
+    Args:
+        lines: by class, precisions at evenly spaced recalls from 0 to 1; None where there is none.
+        title: line above.
+        max_lines: most classes drawn.
+
+    Raises:
+        InputError: where there is no line.
+    """
+    drawn = {name: [value or 0.0 for value in values] for name, values in lines.items() if len(values) > 1}
+    if not drawn:
+        raise InputError("there is no curve", where="precision_recall", expected="precisions of at least one class")
+    areas = {name: sum(values) / len(values) for name, values in drawn.items()}
+    shown = sorted(drawn, key=lambda name: areas[name])[:max_lines] if len(drawn) > max_lines else list(drawn)
+    figure = new_figure(5.2, 3.7)
+    axes = figure.add_axes((0.12, 0.14, 0.84, 0.76))
+    for index, name in enumerate(shown):
+        dash = DASHES[index % len(DASHES)]
+        axes.plot(
+            *_over_recall(drawn[name]),
+            color=OKABE_ITO[index],
+            linestyle=dash,
+            linewidth=1.8,
+            label=f"{name}  {areas[name]:.1%}",
+        )
+    if len(drawn) > 1 and len({len(values) for values in drawn.values()}) == 1:
+        mean = [sum(column) / len(column) for column in zip(*drawn.values(), strict=True)]
+        axes.plot(
+            *_over_recall(mean), color=INK, linewidth=2.6, label=f"mean of {len(drawn)}  {sum(mean) / len(mean):.1%}"
+        )
+    axes.set_xlim(0, 1.005)
+    axes.set_ylim(0, 1.03)
+    _plain(axes)
+    axes.set_xlabel("recall", color=INK, size=9)
+    axes.set_ylabel("precision", color=INK, size=9)
+    axes.set_title(title, size=10.5, weight="bold", color=INK, loc="left")
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    return figure
+
+
+def losses_by_cause(causes: Mapping[str, tuple[float | None, int]], *, title: str = "", unit: str = "AP") -> Figure:
+    """What each kind of mistake costs, as horizontal bars with the number of mistakes beside.
+
+    Args:
+        causes: kind of mistake -> (what would be won without it, as a share; None where unknown, how many there are).
+        title: line above.
+        unit: what would be won.
+
+    Raises:
+        InputError: where there is none.
+    """
+    if not causes:
+        raise InputError("there are no kinds of mistakes", where="losses_by_cause", expected="at least one")
+    width, height = 5.2, 0.36 * len(causes) + 1.1
+    figure = new_figure(width, height)
+    axes = figure.add_axes((0.24, 0.55 / height, 0.6, 1 - 1.0 / height))
+    top = max([value or 0.0 for value, _ in causes.values()] + [1e-3])
+    for row, (value, count) in enumerate(causes.values()):
+        won = value or 0.0
+        axes.barh(row, max(won, 0.0), 0.68, color=OKABE_ITO[row % len(OKABE_ITO)])
+        told = "–" if value is None else f"{100 * won:.1f}"
+        axes.text(max(won, 0.0) + top * 0.02, row, f"{told}  ({count:,})", size=8, color=INK, va="center")
+    axes.set_yticks(range(len(causes)), list(causes), size=8)
+    axes.set_ylim(len(causes) - 0.5, -0.5)
+    axes.set_xlim(0, top * 1.2)
+    _plain(axes)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
+    axes.set_xlabel(f"points of {unit} won without these mistakes (number of them)", color=INK, size=9)
+    figure.text(0.1 / width, 1 - 0.2 / height, title, size=10, weight="bold", color=INK, va="center")
+    return figure
+
+
+def _over_recall(values: Sequence[float]) -> tuple[list[float], list[float]]:
+    return [index / (len(values) - 1) for index in range(len(values))], list(values)
+
+
 def _plain(axes: Axes) -> None:
     """Only the axes that are read: no frame, faint lines."""
     for side in ("top", "right"):

@@ -17,12 +17,13 @@ from saccade.engine.evaluate import evaluate_split
 from saccade.engine.run import RunFolder
 from saccade.explanation.explain import Subject
 from saccade.models.base import VisionModel
-from saccade.report import classification, run, semantic
+from saccade.report import classification, detection, run, semantic
 from saccade.report.config import ReportConfig
 from saccade.report.page import Part, Section, panel, write_page
 from saccade.tasks import EvaluateConfig, Evaluation
 from saccade.tasks.base import percent
 from saccade.tasks.classification import ClassificationEvaluation
+from saccade.tasks.detection import DetectionEvaluation
 from saccade.tasks.semantic import SemanticEvaluation
 
 __all__ = ["Part", "ReportConfig", "evaluate_and_report", "panel", "report_run", "write_page", "write_report"]
@@ -96,7 +97,7 @@ def write_report(
         (headline, f"{evaluation.headline}, 95 % interval {percent(low)} to {percent(high)}"),
         *(
             (f"{value:.3f}", name)
-            for name, value in evaluation.metrics.items()
+            for name, value in _shown_metrics(evaluation).items()
             if value is not None and name != evaluation.headline
         ),
         (f"{evaluation.num_images:,}", "images evaluated"),
@@ -108,6 +109,13 @@ def write_report(
     return part
 
 
+def _shown_metrics(evaluation: Evaluation) -> dict[str, float | None]:
+    """The metrics at the top of the page: all of them where they are few."""
+    if isinstance(evaluation, DetectionEvaluation):
+        return {name: evaluation.metrics.get(name) for name in detection.top_figures(evaluation)}
+    return evaluation.metrics
+
+
 def _sections(subject: Subject, dataset: Dataset, evaluation: Evaluation, config: ReportConfig) -> list[Section | None]:
     """What there is to say of a task."""
     if isinstance(evaluation, ClassificationEvaluation):
@@ -116,5 +124,7 @@ def _sections(subject: Subject, dataset: Dataset, evaluation: Evaluation, config
             classification.mistakes(subject, dataset, evaluation, config),
             classification.methods(subject, dataset, evaluation, config),
         ]
+    if isinstance(evaluation, DetectionEvaluation):
+        return detection.sections(subject, dataset, evaluation, config)
     assert isinstance(evaluation, SemanticEvaluation)
     return semantic.sections(subject, dataset, evaluation, config)
