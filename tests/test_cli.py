@@ -352,7 +352,6 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(refused: Any, line: str, p
         ("trian vit_average_test {data}", "'train'"),
         ("data inspct {data}", "'inspect'"),
         ("predict {run}", "IMAGES"),
-        ("evaluate", "MODEL"),
     ],
 )
 def test_a_word_the_line_does_not_know(

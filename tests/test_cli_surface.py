@@ -7,10 +7,11 @@ import typer.main
 from saccade.cli import app
 
 SURFACE = {
-    "data inspect": ["--out", "--strict", "DATA"],
+    "data convert": ["--copy", "--lossy", "--strict", "--task", "--to", "DATA", "DESTINATION"],
+    "data inspect": ["--out", "--strict", "--task", "DATA"],
     "data make": ["--count", "--seed", "--size", "--task", "OUT"],
     "demo": ["--out", "--overwrite"],
-    "evaluate": ["--batch-size", "--out", "--split", "--strict", "DATA", "MODEL"],
+    "evaluate": ["--batch-size", "--out", "--predictions", "--split", "--strict", "DATA", "MODEL"],
     "explain": ["--against", "--layer", "--method", "--of", "--out", "--verdict", "IMAGES...", "MODEL"],
     "models": ["--json", "--task"],
     "predict": ["--exact", "--json", "--out", "--top", "IMAGES...", "MODEL"],

@@ -12,6 +12,7 @@ def test_public_names_are_frozen() -> None:
     assert saccade.__all__ == [
         "SaccadeError",
         "__version__",
+        "convert",
         "create",
         "evaluate",
         "explain",

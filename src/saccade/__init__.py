@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saccade.api import create, evaluate, explain, load, predict, train
+    from saccade.api import convert, create, evaluate, explain, load, predict, train
     from saccade.errors import SaccadeError
     from saccade.registry import register
 
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "SaccadeError": "saccade.errors",
+    "convert": "saccade.api",
     "create": "saccade.api",
     "evaluate": "saccade.api",
     "explain": "saccade.api",
@@ -35,6 +36,7 @@ _HOME = {
 __all__ = [
     "SaccadeError",
     "__version__",
+    "convert",
     "create",
     "evaluate",
     "explain",

@@ -15,6 +15,7 @@ from saccade.errors import ConfigError, WeightsError
 from saccade.models.base import VisionModel
 
 if TYPE_CHECKING:
+    from saccade.data.convert import Conversion
     from saccade.data.decode import ImageSource
     from saccade.engine.train import StepRecord
     from saccade.explanation.heatmap import Heatmap
@@ -235,7 +236,7 @@ def predict(
     batch_size: int = 32,
     speed: Literal["auto", "exact"] = "auto",
 ) -> list[Prediction]:
-    """What the model sees in pictures, one prediction per picture: a ``Classification`` or a ``Segmentation``.
+    """What the model sees in pictures, one prediction each: ``Classification``, ``Segmentation`` or ``Detections``.
 
     Args:
         model: a model, file, run folder or published source.
@@ -289,6 +290,40 @@ def explain(
 
     ready = as_model(model) if isinstance(model, str | Path) else model
     return run(ready, image, of=of, against=against, method=method, layer=layer, verdict=verdict)
+
+
+def convert(
+    source: str | Path | object,
+    destination: str | Path,
+    *,
+    to: str,
+    task: str | None = None,
+    lossy: bool = False,
+    copy: bool = False,
+    strict: bool = False,
+) -> Conversion:
+    """Write boxes and masks of objects in another file format, and compare what comes back with what was read.
+
+    Args:
+        source: anything ``open_data`` reads as boxes or masks of objects.
+        destination: the folder to make; it must not exist.
+        to: ``coco``, ``voc``, ``yolo``, ``csv`` or ``labelme``.
+        task: ``detection`` leaves masks aside, ``instance`` wants a mask for every object; default what there is.
+        lossy: let go what the format cannot hold, and tell it, instead of refusing.
+        copy: copy the pictures, even where a hard link would do.
+        strict: fail on faults of the source that would be mended and told.
+
+    Raises:
+        DataError: a source without objects, a folder that exists, something that the format cannot hold, or a
+            difference between what was written and what comes back.
+
+    Example:
+        >>> done = saccade.convert("cells", "cells_coco", to="coco")
+        >>> done.objects["train"], done.largest_deviation
+    """
+    from saccade.data.convert import convert as run
+
+    return run(source, destination, to=to, task=task, lossy=lossy, copy=copy, strict=strict)
 
 
 def task_of(model: str | AnyModel) -> TaskName:

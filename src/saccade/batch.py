@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from saccade import render
 from saccade.api import AnyModel
@@ -25,10 +27,13 @@ from saccade.explanation.routing import has_experts, routing_maps
 from saccade.ops.masks import connected_components
 from saccade.report import panel
 from saccade.tasks import TASKS
-from saccade.types import Segmentation
+from saccade.types import Detections, Segmentation
 
 MOST_PARTS = 200
 """Connected parts of a label map that are listed."""
+
+DRAWN_SCORE = 0.3
+"""Objects below this score are listed, but not drawn."""
 
 
 def picture_paths(paths: Iterable[Path]) -> list[Path]:
@@ -63,8 +68,8 @@ def predict_files(
         paths: pictures, and folders of them.
         top: how many classes to tell.
         exact: the float32 model as written, no faster copy.
-        out: folder for the label maps of a segmenter: ``NAME-labels.png``, whose values are the labels, and
-            ``NAME-overlay.png``.
+        out: folder for what is best looked at: of label maps ``NAME-labels.png``, whose values are the labels, and
+            ``NAME-overlay.png``; of objects ``NAME-objects.png``, which shows those with a score from 0.3.
 
     Raises:
         ConfigError: where ``top`` leaves nothing to tell.
@@ -79,6 +84,9 @@ def predict_files(
         record = {"image": str(path), **TASKS[model.task].record(prediction, top)}
         if out is not None and isinstance(prediction, Segmentation):
             record |= _write_maps(prediction, path, out, stem)
+        if out is not None and isinstance(prediction, Detections):
+            drawn = render.box_overlay(read_image(path), prediction.above(DRAWN_SCORE), prediction.classes)
+            record |= {"drawn": _write_picture(drawn, out / f"{stem}-objects.png")}
         yield record
 
 
@@ -86,9 +94,31 @@ def told(record: Mapping[str, Any]) -> str:
     """A record of ``predict_files`` in one line."""
     if "top" in record:
         words = "   ".join(f"{entry['class']} {entry['score']:.1%}" for entry in record["top"])
+    elif "objects" in record:
+        words = _told_objects(record["objects"])
     else:
         words = "   ".join(f"{entry['class']} {entry['share']:.1%} of the pixels" for entry in record["classes"])
     return f"{record['image']}: {words}"
+
+
+def _told_objects(objects: Sequence[Mapping[str, Any]]) -> str:
+    """How many objects of each class, and the likeliest of each; those of no great score in a number alone."""
+    clear = [entry for entry in objects if entry["score"] >= DRAWN_SCORE]
+    best: dict[str, float] = {}
+    counts = Counter(entry["class"] for entry in clear)
+    for entry in clear:
+        best.setdefault(entry["class"], entry["score"])
+    words = [f"{count} {name} (best {best[name]:.1%})" for name, count in counts.most_common()]
+    if len(clear) < len(objects):
+        words.append(f"{len(objects) - len(clear)} below {DRAWN_SCORE:.0%}")
+    return "   ".join(words) or "nothing found"
+
+
+def _write_picture(image: Tensor, place: Path) -> str:
+    """Write a picture ``[3, h, w]`` uint8 as PNG; returns the name of the file."""
+    with whole_file(place) as temporary:
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
+    return place.name
 
 
 def _write_maps(prediction: Segmentation, path: Path, out: Path, stem: str) -> dict[str, Any]:
@@ -99,9 +129,9 @@ def _write_maps(prediction: Segmentation, path: Path, out: Path, stem: str) -> d
     indexed = Image.fromarray(prediction.labels.numpy(), "P")
     indexed.putpalette(colours.flatten().tolist())
     drawn = render.label_overlay(read_image(path), prediction.labels, len(prediction.classes), hidden)
-    for picture, place in ((indexed, labels), (Image.fromarray(drawn.permute(1, 2, 0).numpy()), overlay)):
-        with whole_file(place) as temporary:
-            picture.save(temporary, format="PNG")
+    with whole_file(labels) as temporary:
+        indexed.save(temporary, format="PNG")
+    _write_picture(drawn, overlay)
     parts = connected_components(prediction.labels, hidden, most=MOST_PARTS)
     listed = [
         {"component": number, "class": prediction.classes[part.label], "pixels": part.area, "box": list(part.box)}
@@ -142,7 +172,7 @@ def explain_files(
                 maps += _explained(subject, path, questions, replace(options, method=name))
         except InputError as error:
             # Of many pictures some will not show what is asked for; of a single one that is a mistake.
-            if len(files) == 1 or not subject.has_regions:
+            if len(files) == 1 or not (subject.has_regions or subject.has_boxes):
                 raise
             yield f"left out: {error}"
             continue
@@ -197,10 +227,16 @@ def _check_questions(subject: Subject, of: Sequence[str], options: ExplainOption
     if options.layer != "auto" and options.layer not in subject.spec.layers:
         raise UnknownNameError("layer", options.layer, ("auto", *subject.spec.layers), where="--layer")
     against = [options.against] if isinstance(options.against, str) else []
-    for option, asked, has_regions in (("--of", of, subject.has_regions), ("--against", against, False)):
+    for option, asked in (("--of", of), ("--against", against)):
+        is_of = option == "--of"
         for name in asked:
             try:
-                check_question(name, subject.classes, has_regions=has_regions)
+                check_question(
+                    name,
+                    subject.classes,
+                    has_regions=is_of and subject.has_regions,
+                    has_boxes=is_of and subject.has_boxes,
+                )
             except UnknownNameError as error:
                 error.where = option
                 raise

@@ -10,13 +10,17 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import saccade
 from saccade.allocator import keep_freed_memory
 from saccade.errors import ConfigError, SaccadeError
+
+if TYPE_CHECKING:
+    from saccade.api import AnyModel
+    from saccade.engine.evaluate import EvaluateConfig
 
 app = typer.Typer(
     name="saccade",
@@ -133,15 +137,16 @@ def list_models(
 def data_inspect(
     path: Data,
     out: Annotated[Path | None, typer.Option(help="Folder for inspection.json and a contact sheet.")] = None,
+    task: Annotated[str | None, typer.Option(help="Read the data for this task; default what is recognised.")] = None,
     strict: Strict = False,
 ) -> None:
     """What is there: format, splits, classes, sizes, and what is wrong."""
     from saccade.atomic import write_json
     from saccade.console import new_console, print_inspection
     from saccade.data.inspect import contact_sheet, inspect
-    from saccade.data.source import open_data
+    from saccade.data.source import as_task, open_data
 
-    source = open_data(path, strict=strict)
+    source = open_data(path, task=as_task(task), strict=strict)
     inspection = inspect(source)
     print_inspection(inspection, new_console())
     if out is not None:
@@ -151,12 +156,31 @@ def data_inspect(
         typer.echo(f"\nwritten: {out}")
 
 
+@data_app.command("convert")
+def data_convert(
+    source: Data,
+    destination: Annotated[Path, typer.Argument(metavar="DESTINATION", help="Folder to create.")],
+    to: Annotated[str, typer.Option(help="coco, voc, yolo, csv or labelme.")],
+    task: Annotated[str | None, typer.Option(help="detection: boxes alone; instance: a mask for every object.")] = None,
+    lossy: Annotated[bool, typer.Option("--lossy", help="Let go what the format cannot hold, and tell it.")] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the pictures, even where a link would do.")] = False,
+    strict: Strict = False,
+) -> None:
+    """Write boxes and masks in another file format, and prove by reading back that nothing was lost."""
+    from saccade.api import convert
+
+    for line in convert(source, destination, to=to, task=task, lossy=lossy, copy=copy, strict=strict).lines():
+        typer.echo(line)
+
+
 @data_app.command("make")
 def data_make(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
     count: Annotated[int, typer.Option(help="Scenes in all.")] = 200,
     size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 96,
-    task: Annotated[str, typer.Option(help="classification, segmentation, detection or captions.")] = "classification",
+    task: Annotated[
+        str, typer.Option(help="classification, segmentation, detection, instance or captions.")
+    ] = "classification",
     seed: Annotated[int, typer.Option(help="The same seed draws the same scenes.")] = 0,
 ) -> None:
     """Draw synthetic scenes with exact classes, boxes, masks, captions."""
@@ -220,27 +244,44 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Model,
-    data: Data,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A trained file or run folder; none with --predictions.")
+    ] = None,
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help="Folder, file or embedded name.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and report.html.")] = None,
     split: Annotated[str | None, typer.Option(help="train, val or test; default the one held out.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per forward pass.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="Score this COCO result file, made by anyone, instead.")
+    ] = None,
     strict: Strict = False,
 ) -> None:
     """Score a model: the headline with its interval, figures per class; the worst mistakes, explained."""
-    from saccade.api import load
     from saccade.config import from_dict
+    from saccade.engine.evaluate import EvaluateConfig
+
+    settings = {"strict": strict} | ({"batch_size": batch_size} if batch_size is not None else {})
+    config = from_dict(EvaluateConfig, settings)
+    if predictions is not None:
+        _evaluate_predictions(predictions, [part for part in (model, data) if part], split, out, config)
+        return
+    if model is None or data is None:
+        raise ConfigError("evaluate needs MODEL and DATA", remedy="for example: saccade evaluate runs/pets data/pets")
+    _evaluate_model(model, data, split, out, config)
+
+
+def _evaluate_model(model: str, data: str, split: str | None, out: Path | None, config: EvaluateConfig) -> None:
+    from saccade.api import load
     from saccade.console import new_console, print_evaluation
     from saccade.data.source import open_data
-    from saccade.engine.evaluate import EvaluateConfig
     from saccade.report import ReportConfig, evaluate_and_report
 
     folder = out or _evaluation_folder(model)
     loaded = load(model)
-    source = open_data(data, task=loaded.task, strict=strict)
-    settings = {"strict": strict} | ({"batch_size": batch_size} if batch_size is not None else {})
-    config = ReportConfig(title=f"{model} on {data}", split=split, evaluate=from_dict(EvaluateConfig, settings))
-    evaluation, _ = evaluate_and_report(loaded, source, folder, config)
+    _announce(loaded)
+    source = open_data(data, task=loaded.task, strict=config.strict)
+    report = ReportConfig(title=f"{model} on {data}", split=split, evaluate=config)
+    evaluation, _ = evaluate_and_report(loaded, source, folder, report)
     console = new_console()
     for note in source.notes:
         console.print(f"note: {note}")
@@ -248,11 +289,38 @@ def evaluate(
     typer.echo(f"\nwritten: {folder / 'report.html'}")
 
 
+def _evaluate_predictions(
+    predictions: Path, data: list[str], split: str | None, out: Path | None, config: EvaluateConfig
+) -> None:
+    """Score a COCO result file; nothing is written unless a folder is given."""
+    from saccade.atomic import write_json
+    from saccade.console import new_console, print_evaluation
+    from saccade.tasks.results import score_results
+
+    if len(data) != 1:
+        remedy = "for example: saccade evaluate --predictions results.json instances_val.json"
+        raise ConfigError(f"--predictions goes with one DATA, not {len(data)}", remedy=remedy)
+    evaluation = score_results(predictions, data[0], split=split, config=config)
+    console = new_console()
+    print_evaluation(evaluation, console)
+    if out is not None:
+        write_json(out / "evaluation.json", evaluation.to_dict())
+        typer.echo(f"\nwritten: {out / 'evaluation.json'}")
+
+
+def _announce(model: AnyModel) -> None:
+    """Say before a slow detector starts what it will cost."""
+    from saccade.models.detector import Detector
+
+    if isinstance(model, Detector) and (words := model.announcement(model.preprocess.size)):
+        typer.echo(f"note: {words}", err=True)
+
+
 @app.command()
 def predict(
     model: Model,
     images: Images,
-    out: Annotated[Path | None, typer.Option(help="Folder for predictions.json and label maps.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for predictions.json, label maps and drawn boxes.")] = None,
     top: Annotated[int, typer.Option(help="Classes to tell per picture.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on the screen.")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="The float32 model as written, no faster copy.")] = False,
@@ -265,7 +333,9 @@ def predict(
     if out is not None:
         check_folder(out)
     records = []
-    for record in predict_files(load(model), images, top=top, exact=exact, out=out):
+    loaded = load(model)
+    _announce(loaded)
+    for record in predict_files(loaded, images, top=top, exact=exact, out=out):
         records.append(record)
         typer.echo(json.dumps(record) if as_json else told(record))
     if out is not None:
@@ -278,7 +348,7 @@ def explain(
     model: Model,
     images: Images,
     of: Annotated[
-        list[str] | None, typer.Option(help="Class, pixel x,y or component:N; default the predicted class.")
+        list[str] | None, typer.Option(help="Class, pixel x,y, component:N, box:N or mask:N; default the prediction.")
     ] = None,
     against: Annotated[str | None, typer.Option(help="Contrast: why the class and not this one.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Method, several, or `all`; default chosen.")] = None,

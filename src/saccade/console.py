@@ -60,6 +60,8 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, worst: int = 5
     console.print("  ".join(others))
     console.print()
     console.print(table(*evaluation.table()))
+    for line in evaluation.conditions():
+        console.print(line)
     if evaluation.missing_classes:
         console.print(f"\nno image of: {', '.join(evaluation.missing_classes)}")
     if evaluation.skipped:
@@ -75,17 +77,21 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, worst: int = 5
 
 
 def print_inspection(inspection: Inspection, console: Console) -> None:
-    """Format, splits, classes per split, with label maps also their share of the pixels, and what is wrong."""
+    """Format, splits, classes per split (with the share of the pixels or the number of objects), what is wrong."""
     console.print(f"[bold]{inspection.name}[/bold]: {inspection.format}")
     splits, pixels = inspection.splits, inspection.pixels
-    # A picture with a label map counts for every class in it, so the classes do not add up to the pictures.
+    objects = inspection.objects
+    # A picture with a label map or boxes counts for every class in it, so the classes do not add up to the pictures.
     counted = {split: inspection.pictures.get(split, sum(counts.values())) for split, counts in splits.items()}
-    head = ["pictures with" if pixels else "class", *splits, *(f"of {split} pixels" for split in pixels)]
+    head = ["pictures with" if pixels or objects else "class", *splits, *(f"of {split} pixels" for split in pixels)]
+    head += [f"{split} objects" for split in objects]
     rows: list[list[object]] = []
     for name in inspection.classes:
         shares = [percent(shares.get(name, 0.0)) for shares in pixels.values()]
-        rows.append([name, *(counts.get(name, 0) for counts in splits.values()), *shares])
-    rows.append(["in all", *counted.values(), *("" for _ in pixels)])
+        numbers = [counts.get(name, 0) for counts in objects.values()]
+        rows.append([name, *(counts.get(name, 0) for counts in splits.values()), *shares, *numbers])
+    totals = [sum(counts.values()) for counts in objects.values()]
+    rows.append(["in all", *counted.values(), *("" for _ in pixels), *totals])
     console.print(table(head, rows))
     console.print(f"sizes: {inspection.sizes}")
     modes = ", ".join(f"{count:,} {mode}" for mode, count in inspection.modes.items())

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 
-from saccade.api import explain, finished, predict, start
+from saccade.api import explain, finished, predict, start, task_of
 from saccade.atomic import check_folder
 from saccade.config import to_dict
 from saccade.console import clock, print_evaluation, show_training
 from saccade.data.source import open_data
-from saccade.engine.recipes import CLOTHES, NUCLEI, Recipe
+from saccade.engine.recipes import BLOOD_CELLS, CLOTHES, NUCLEI, SINGLE_NUCLEI, Recipe
 from saccade.errors import RunError
 from saccade.report import Part, ReportConfig, evaluate_and_report, write_page
 from saccade.tasks.base import percent
-from saccade.types import Classification, Segmentation
+from saccade.types import Classification, Prediction, Segmentation
 
-TASKS = (("classification", CLOTHES), ("segmentation", NUCLEI))
+TASKS = (
+    ("classification", CLOTHES),
+    ("segmentation", NUCLEI),
+    ("detection", BLOOD_CELLS),
+    ("instances", SINGLE_NUCLEI),
+)
 """Folder and recipe of each job."""
 
 
@@ -43,7 +49,7 @@ def run(out: Path, *, overwrite: bool, console: Console) -> Path:
 
 def _one(folder: Path, recipe: Recipe, console: Console) -> Part:
     """Train, evaluate, predict and explain one recipe; returns its part of the page."""
-    source = open_data(recipe.data)
+    source = open_data(recipe.data, task=task_of(recipe.model))
     counts = ", ".join(f"{len(dataset)} {name}" for name, dataset in source.splits.items())
     console.print(f"\n[bold]{folder.name}: train[/bold]  {recipe.model} on {recipe.data} ({counts} images)")
     overrides = [f"model.{override}" for override in recipe.overrides]
@@ -71,9 +77,12 @@ def _one(folder: Path, recipe: Recipe, console: Console) -> Part:
     return part
 
 
-def _words(prediction: Classification | Segmentation) -> str:
+def _words(prediction: Prediction) -> str:
     if isinstance(prediction, Classification):
         return f"{prediction.name} {percent(prediction.score)}"
+    if not isinstance(prediction, Segmentation):
+        counts = Counter(prediction.name(index) for index in range(len(prediction.above(0.5))))
+        return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing found"
     return ", ".join(f"{name} {percent(share)} of the pixels" for name, share in prediction.areas().items())
 
 

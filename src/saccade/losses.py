@@ -1,7 +1,8 @@
 """Losses as pure functions: tensors in, one scalar out.
 
 Cross-entropy with soft labels as in Szegedy et al. 2015, arXiv 1512.00567. Load balance: Fedus et al. 2021, arXiv
-2101.03961, equation 4. Router z: Zoph et al. 2022, arXiv 2202.08906, equation 5.
+2101.03961, equation 4. Router z: Zoph et al. 2022, arXiv 2202.08906, equation 5. Smooth L1: Girshick 2015, arXiv
+1504.08083, equation 3.
 
 B batch · K classes · S tokens · E experts
 """
@@ -157,6 +158,17 @@ def boundary_cross_entropy(logits: Tensor, labels: Tensor, *, width: int = 2) ->
     near = near_boundary(labels, width)
     pixels = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
     return (pixels * near).sum() / near.sum().clamp_min(1)
+
+
+def smooth_l1(given: Tensor, wanted: Tensor, *, beta: float = 1.0) -> Tensor:
+    """Smooth L1 loss ``[]``, the sum over all numbers, in float32; 0 (with a gradient of 0) where there are none.
+
+    Args:
+        given: ``[...]``.
+        wanted: ``[...]``, the same shape.
+        beta: distance below which the loss is quadratic, and above which it is linear.
+    """
+    return F.smooth_l1_loss(given.float(), wanted.float(), reduction="sum", beta=beta)
 
 
 def near_boundary(labels: Tensor, width: int) -> Tensor:

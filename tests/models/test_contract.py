@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 
 import pytest
@@ -13,34 +14,57 @@ from torch import Tensor, nn
 from saccade.config import to_dict
 from saccade.models.base import VisionModel
 from saccade.models.build import build, create, find_config, read_config
+from saccade.models.detector import Candidates, Detector
+from saccade.models.yolo import Yolo
 from saccade.registry import names
-from saccade.types import IGNORE, Classification, ClassTarget, ImageBatch, MapTarget, Segmentation, Target, TaskName
+from saccade.types import (
+    IGNORE,
+    BoxTarget,
+    Classification,
+    ClassTarget,
+    Detections,
+    ImageBatch,
+    MapTarget,
+    Masks,
+    Segmentation,
+    Target,
+    TaskName,
+)
 
 VARIANTS = [name for name in names() if name.endswith("_test")]
-NO_EXPORT: dict[str, str] = {}
+_PROPOSALS = "How many regions there are and which, the picture decides: no graph of fixed operations computes that."
+NO_EXPORT: dict[str, str] = {name: _PROPOSALS for name in VARIANTS if "rcnn" in name}
 """Variants that torch.export cannot take, with the reason in writing."""
 
 
-def of_task(task: TaskName) -> pytest.MarkDecorator:
-    """Runs a test over the variants of one task."""
-    return pytest.mark.parametrize("name", [name for name in VARIANTS if find_config(name).task == task])
+def of_task(*tasks: TaskName) -> pytest.MarkDecorator:
+    """Runs a test over the variants of some tasks."""
+    return pytest.mark.parametrize("name", [name for name in VARIANTS if find_config(name).task in tasks])
 
 
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 classifiers = of_task("classification")
 segmenters = of_task("semantic")
+detectors = of_task("detection", "instance")
 
 
 def images_for(model: VisionModel, count: int = 4) -> ImageBatch:
-    """Noise; for a segmenter of another brightness in each region, so that there is something to learn."""
+    """Noise; for a segmenter of another brightness in each region, for a detector with objects: something to learn."""
     height, width = model.preprocess.size
     pixels = torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(count))
     if model.task == "semantic":
         pixels = 0.5 * pixels + regions(model, count)[:, None] - (len(model.classes) - 1) / 2
+    if isinstance(model, Detector):
+        pixels *= 0.3
+        for picture, target in zip(pixels, objects(model, count), strict=True):
+            for label, (left, top, right, bottom) in zip(target.labels, target.boxes.int().tolist(), strict=True):
+                picture[int(label) % 3, top:bottom, left:right] += 2
     return ImageBatch.of(pixels)
 
 
 def targets_for(model: VisionModel, count: int = 4) -> list[Target]:
+    if isinstance(model, Detector):
+        return list(objects(model, count))
     if model.task == "semantic":
         is_unknown = torch.rand(regions(model, count).shape, generator=torch.Generator().manual_seed(count)) < 0.1
         return [MapTarget(labels) for labels in regions(model, count).masked_fill(is_unknown, IGNORE)]
@@ -56,8 +80,28 @@ def regions(model: VisionModel, count: int) -> Tensor:
     return quarters[:, rows[:, None], columns]
 
 
-def scores_of(logits: Tensor) -> Tensor:
-    """One score per picture and class ``[B, K]``: the logit, or its mean over all pixels."""
+def objects(model: VisionModel, count: int) -> list[BoxTarget]:
+    """Two bright rectangles per picture, the colour of their class; a fifth of the canvas high or so."""
+    height, width = model.preprocess.size
+    generator = torch.Generator().manual_seed(count)
+    targets = []
+    for _ in range(count):
+        sides = torch.rand(2, 2, generator=generator) * 0.25 + 0.2
+        corner = torch.rand(2, 2, generator=generator) * 0.5
+        boxes = (torch.cat([corner, corner + sides], 1) * torch.tensor([width, height, width, height])).round()
+        labels = torch.randint(len(model.classes), (2,), generator=generator)
+        dense = torch.zeros(2, height, width, dtype=torch.bool)
+        for mask, (left, top, right, bottom) in zip(dense, boxes.int().tolist(), strict=True):
+            mask[top:bottom, left:right] = True
+        targets.append(BoxTarget.of(boxes, labels, Masks.of(dense) if model.task == "instance" else None))
+    return targets
+
+
+def scores_of(model: VisionModel, outputs: object, images: ImageBatch) -> Tensor:
+    """One score per picture and class ``[B, K]``: the logit, or its mean over all pixels or candidates."""
+    if isinstance(model, Detector):
+        return torch.stack([candidates.logits.mean(dim=0) for candidates in model.candidates(outputs, images)])
+    logits: Tensor = outputs.logits  # type: ignore[attr-defined]
     return logits.flatten(2).mean(2) if logits.ndim == 4 else logits
 
 
@@ -101,8 +145,9 @@ def test_output_type_is_constant(name: str) -> None:
     model = make(name)
     images, targets = images_for(model), targets_for(model)
     modes = [[model.train(mode)(images, given) for given in (None, targets)] for mode in (True, False)]
+    has_sizes = not isinstance(model, Detector)  # targets may choose how many regions are looked at
     for without, given in modes:
-        assert structure_of(without, has_sizes=True) == structure_of(given, has_sizes=True)
+        assert structure_of(without, has_sizes=has_sizes) == structure_of(given, has_sizes=has_sizes)
     # Auxiliary heads rest in evaluation: their axis is there, but empty.
     training, evaluation = (structure_of(without, has_sizes=False) for without, _ in modes)
     assert training == evaluation
@@ -123,10 +168,12 @@ def test_every_parameter_receives_a_gradient(name: str) -> None:
         for parameter in model.parameters():
             if parameter.ndim == 1 and not parameter.any():
                 parameter.add_(0.1)
-    losses = model.loss(model(images), targets)
+    losses = model.loss(model(images, targets), targets)
     assert set(losses.terms)
     losses.total.backward()
     without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    if isinstance(model, Yolo):  # a level learns boxes of objects of its own size alone; here they are of one size
+        without = [key for key in without if not re.match(r"one_to_(one|many)\.[12]\.(box_tower|codes)", key)]
     assert without == []
 
 
@@ -143,9 +190,23 @@ def test_one_image(name: str) -> None:
 def test_does_not_depend_on_neighbours(name: str) -> None:
     model = make(name).eval()
     images = images_for(model, 4)
-    together = model(images).logits
+    outputs = model(images)
+    together = model.candidates(outputs, images) if isinstance(model, Detector) else outputs.logits
     for index in range(4):
-        torch.testing.assert_close(model(images[index]).logits, together[index : index + 1], rtol=1e-4, atol=1e-5)
+        alone = model(images[index])
+        if isinstance(model, Detector):
+            check_same_candidates(model.candidates(alone, images[index])[0], together[index])
+        else:
+            torch.testing.assert_close(alone.logits, together[index : index + 1], rtol=1e-4, atol=1e-5)
+
+
+def check_same_candidates(ones: Candidates, others: Candidates) -> None:
+    """The same, in any order: of near ties another one may come first."""
+    rows = [torch.cat([c.boxes.flatten(1) / 64, c.scores], dim=1).detach() for c in (ones, others)]
+    assert len(rows[0]) == len(rows[1])
+    distances = torch.cdist(*rows, compute_mode="donot_use_mm_for_euclid_dist")
+    assert float(distances.amin(0).max()) < 1e-3
+    assert float(distances.amin(1).max()) < 1e-3
 
 
 @every_variant
@@ -161,7 +222,7 @@ def test_training_is_deterministic_under_a_seed(name: str) -> None:
     results = []
     for _ in range(2):
         model = make(name).train()
-        losses = model.loss(model(images_for(model)), targets_for(model))
+        losses = model.loss(model(images_for(model), targets_for(model)), targets_for(model))
         losses.total.backward()
         results.append([losses.total.detach(), *(p.grad for p in model.parameters())])
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
@@ -178,7 +239,9 @@ def test_predictions_are_valid(name: str) -> None:
     predictions = model.postprocess(model(images), images)
     assert len(predictions) == len(pictures)
     for prediction, size in zip(predictions, sizes, strict=True):
-        if model.task == "semantic":
+        if isinstance(model, Detector):
+            check_detections(prediction, model, size)
+        elif model.task == "semantic":
             check_segmentation(prediction, model, size)
         else:
             check_classification(prediction, model)
@@ -201,19 +264,72 @@ def check_segmentation(prediction: Segmentation, model: VisionModel, size: tuple
     assert prediction.classes == model.classes
 
 
+def check_detections(prediction: Detections, model: VisionModel, size: tuple[int, int]) -> None:
+    assert prediction.boxes.dtype == prediction.scores.dtype == torch.float32
+    assert bool((prediction.boxes[:, 2:] > prediction.boxes[:, :2]).all())
+    assert float(prediction.boxes.amin()) >= 0
+    assert bool((prediction.boxes[:, 2:] <= torch.tensor([size[1], size[0]])).all())
+    assert torch.equal(prediction.scores, prediction.scores.sort(descending=True).values)
+    assert 0 <= float(prediction.scores.min()) <= float(prediction.scores.max()) <= 1
+    assert 0 <= int(prediction.labels.min()) <= int(prediction.labels.max()) < len(model.classes)
+    assert prediction.classes == model.classes
+    assert (prediction.masks is not None) == (model.task == "instance")
+    if prediction.masks is not None:
+        assert prediction.masks.size == size
+
+
+@detectors
+def test_every_detection_comes_from_its_source(name: str) -> None:
+    model = make(name).eval()
+    images = images_for(model)
+    outputs = model(images)
+    found = model.postprocess(outputs, images)
+    for candidates, detections in zip(model.candidates(outputs, images), found, strict=True):
+        assert len(detections)
+        scores = candidates.scores[detections.source, detections.labels]
+        torch.testing.assert_close(scores.float(), detections.scores)
+
+
+@detectors
+@pytest.mark.parametrize("has_crowds", [False, True])
+def test_pictures_without_objects_are_learned_from(name: str, has_crowds: bool) -> None:
+    model = make(name).train()
+    count = 1 if has_crowds else 0
+    side = float(min(model.preprocess.size))
+    boxes = torch.tensor([[0.0, 0.0, side, side]])[:count]
+    masks = Masks.of(torch.ones(count, *model.preprocess.size)) if model.task == "instance" else None
+    crowd = torch.ones(count, dtype=torch.bool)
+    targets = [BoxTarget(boxes, torch.zeros(count, dtype=torch.int64), crowd, masks)] * 4
+    losses = model.loss(model(images_for(model), targets), targets)
+    assert torch.isfinite(losses.total)
+    losses.total.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@detectors
+def test_there_is_a_loss_without_targets_in_the_forward_pass(name: str) -> None:
+    model = make(name).eval()
+    with torch.no_grad():
+        losses = model.loss(model(images_for(model)), targets_for(model))
+    given = model.loss(model(images_for(model), targets_for(model)), targets_for(model))
+    assert losses.terms.keys() == given.terms.keys()
+    assert torch.isfinite(losses.total)
+
+
 @every_variant
 def test_loss_falls_on_one_batch(name: str) -> None:
     model = make(name).train()
     images, targets = images_for(model), targets_for(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     history = []
-    for _ in range(40 if model.task == "semantic" else 20):
-        losses = model.loss(model(images), targets)
+    for _ in range(20 if model.task == "classification" else 40):
+        losses = model.loss(model(images, targets), targets)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
         history.append(float(losses.total.detach()))
-    assert history[-1] < 0.7 * history[0]
+    last = sum(history[-5:]) / 5 if isinstance(model, Detector) else history[-1]  # of other regions in each step
+    assert last < 0.7 * history[0]
 
 
 @every_variant
@@ -222,15 +338,20 @@ def test_state_dict_round_trip_is_exact(name: str) -> None:
     torch.manual_seed(1)
     again = build(read_config(to_dict(model.config)), model.classes).eval()
     images = images_for(model)
-    assert not torch.equal(again(images).logits, model(images).logits)
+    expected = model(images)
+    assert not torch.equal(scores_of(again, again(images), images), scores_of(model, expected, images))
     again.load_state_dict(model.state_dict())
-    assert torch.equal(again(images).logits, model(images).logits)
+    for one, other in zip(tensors_of(again(images)), tensors_of(expected), strict=True):
+        assert torch.equal(one, other)
 
 
 @every_variant
 def test_bfloat16(name: str) -> None:
     model = make(name).eval()
     images = images_for(model)
+    if isinstance(model, Detector):
+        check_rounded_detector(model, images)
+        return
     exact = model(images).logits
     rounded = model.bfloat16()(images.to(dtype=torch.bfloat16)).logits
     assert rounded.dtype == torch.bfloat16
@@ -239,24 +360,36 @@ def test_bfloat16(name: str) -> None:
     assert is_near.float().mean() >= (0.99 if model.task == "semantic" else 1)
 
 
+def check_rounded_detector(model: Detector, images: ImageBatch) -> None:
+    """Which candidates there are may change; the predictions stay valid, and what is told of all of them alike."""
+    exact = scores_of(model, model(images), images)
+    images = images.to(dtype=torch.bfloat16)
+    model = model.bfloat16()
+    outputs = model(images)
+    torch.testing.assert_close(scores_of(model, outputs, images).float(), exact, rtol=0.1, atol=0.1)
+    for found, size in zip(model.postprocess(outputs, images), images.sizes, strict=True):
+        check_detections(found, model, size)
+
+
 @every_variant
 def test_training_under_autocast(name: str) -> None:
     model = make(name).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = model.loss(model(images_for(model)), targets_for(model))
+        losses = model.loss(model(images_for(model), targets_for(model)), targets_for(model))
     losses.total.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 class OnPixels(nn.Module):
-    """What is exported: pixels to logits."""
+    """What is exported: pixels to logits, of a detector to all of its outputs."""
 
     def __init__(self, model: VisionModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.model(ImageBatch.of(pixels)).logits
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        outputs = self.model(ImageBatch.of(pixels))
+        return tensors_of(outputs) if isinstance(self.model, Detector) else [outputs.logits]
 
 
 @every_variant
@@ -270,12 +403,13 @@ def test_exports(name: str) -> None:
     torch.testing.assert_close(exported.module()(pixels), OnPixels(model)(pixels), rtol=1e-4, atol=1e-5)
 
 
-def record(model: VisionModel, images: ImageBatch, path: str, is_input: bool) -> tuple[Tensor, Tensor]:
-    """The logits and what a module took or gave, cloned as a recorder does so that in-place layers cannot spoil it."""
+def record(model: VisionModel, images: ImageBatch, path: str, is_input: bool) -> tuple[object, Tensor]:
+    """The outputs and what a module took or gave, cloned as a recorder does so that in-place layers cannot spoil it."""
     seen: list[Tensor] = []
 
     def keep(activation: Tensor) -> Tensor:
-        seen.append(activation.clone())
+        cloned = activation.clone()
+        seen.append(cloned if cloned.requires_grad else cloned.requires_grad_())  # pixels need no gradient themselves
         return seen[-1]
 
     module = model.get_submodule(path)
@@ -283,9 +417,9 @@ def record(model: VisionModel, images: ImageBatch, path: str, is_input: bool) ->
         handle = module.register_forward_pre_hook(lambda _m, given: (keep(given[0]), *given[1:]))
     else:
         handle = module.register_forward_hook(lambda _m, _given, result: keep(result))
-    logits = model(images).logits
+    outputs = model(images)
     handle.remove()
-    return logits, seen[0]
+    return outputs, seen[0]
 
 
 @every_variant
@@ -295,8 +429,8 @@ def test_explain_layers_are_grids_that_a_gradient_reaches(name: str) -> None:
     spec = model.explain_spec()
     assert list(spec.layers)[-1] == "final"
     for place, layer in spec.layers.items():
-        logits, activation = record(model, images, layer.path, layer.is_input)
-        (gradient,) = torch.autograd.grad(scores_of(logits)[:, 0].sum(), activation)
+        outputs, activation = record(model, images, layer.path, layer.is_input)
+        (gradient,) = torch.autograd.grad(scores_of(model, outputs, images)[:, 0].sum(), activation)
         for recorded in (activation, gradient):
             grid = layer.to_grid(recorded, model.preprocess.size)
             assert grid.ndim == 4
@@ -305,22 +439,26 @@ def test_explain_layers_are_grids_that_a_gradient_reaches(name: str) -> None:
             assert height >= 1
             assert height / width == model.preprocess.size[0] / model.preprocess.size[1]
         reached = layer.to_grid(gradient, model.preprocess.size).abs().amax(1) > 0
-        # Behind ReLU and max pooling some cells of an early layer rest; of the last one none may.
-        assert bool(reached.all() if place == "final" else reached.flatten(1).any(1).all()), layer.path
+        # Behind ReLU and max pooling some cells of an early layer rest; of the last one none may, unless regions do.
+        is_last = place == "final" and not isinstance(model, Detector)
+        assert bool(reached.all() if is_last else reached.flatten(1).any(1).all()), layer.path
 
 
 @every_variant
 def test_explain_attention_sites_are_softmaxes(name: str) -> None:
     model = make(name).eval()
     images = images_for(model, 2)
-    for site in model.explain_spec().attention:
-        logits, probabilities = record(model, images, site.path, is_input=False)
+    spec = model.explain_spec()
+    for site in spec.attention:
+        outputs, probabilities = record(model, images, site.path, is_input=False)
         height, width = site.grid(model.preprocess.size)
         tokens = site.num_prefix + height * width
         assert probabilities.shape[0] == 2
-        assert probabilities.shape[2:] in {(tokens, tokens), (1, tokens)}  # one query where a pooling reads out
+        assert probabilities.shape[3] == tokens
+        assert probabilities.shape[2] == tokens or site is spec.attention[-1]  # few queries where the last reads out
         torch.testing.assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:3]))
-        torch.testing.assert_close(logits, model(images).logits, rtol=1e-4, atol=1e-5)
+        expected = scores_of(model, model(images), images)
+        torch.testing.assert_close(scores_of(model, outputs, images), expected, rtol=1e-4, atol=1e-5)
 
 
 @classifiers
@@ -333,9 +471,11 @@ def test_linear_head_is_the_head_of_the_pooled_map(name: str) -> None:
         assert config["pool"] != "average" or config["pool_norm"] or config["head"]
         return
     head, final = spec.linear_head(), spec.layers["final"]
-    logits, activation = record(model, images, final.path, final.is_input)
+    outputs, activation = record(model, images, final.path, final.is_input)
     pooled = final.to_grid(activation, model.preprocess.size).mean(dim=(2, 3))
-    torch.testing.assert_close(nn.functional.linear(pooled, head.weight, head.bias), logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        nn.functional.linear(pooled, head.weight, head.bias), outputs.logits, rtol=1e-4, atol=1e-5
+    )
 
 
 @every_variant
@@ -350,8 +490,8 @@ def test_gradients_of_several_classes_can_be_taken_at_once(name: str) -> None:
     images = images_for(model, 2)
     layers = model.explain_spec().layers
     first = next(iter(layers.values()))
-    logits, activation = record(model, images, first.path, first.is_input)
-    scores = scores_of(logits).sum(dim=0)
+    outputs, activation = record(model, images, first.path, first.is_input)
+    scores = scores_of(model, outputs, images).sum(dim=0)
     (batched,) = torch.autograd.grad(
         scores, activation, torch.eye(len(scores)), retain_graph=True, is_grads_batched=True
     )

@@ -16,6 +16,7 @@ from saccade.nn.embed import (
     rotate,
     rotation,
     sincos,
+    window_sincos,
 )
 
 
@@ -109,3 +110,21 @@ def test_rotation_keeps_lengths_and_leaves_the_prefix() -> None:
     assert torch.equal(turned[:, :, :2], heads[:, :, :2])
     torch.testing.assert_close(turned[:, :, 2], heads[:, :, 2])  # the patch at the origin does not turn
     assert not torch.allclose(turned[:, :, 3:], heads[:, :, 3:])
+
+
+def test_window_positions_turn_once_over_the_picture() -> None:
+    codes = window_sincos([(2, 4), (3, 4)], (3, 4), 8).unflatten(1, (3, 4))
+    assert codes.shape == (2, 3, 4, 8)
+    # Channels: sin y, cos y of the fastest wave, of the next; then x. The second of two rows ends the turn.
+    torch.testing.assert_close(codes[0, 0, 0, :2], torch.tensor([0.0, -1.0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(codes[0, 1, 0, :2], torch.tensor([0.0, 1.0]), atol=1e-5, rtol=0)
+    quarter = torch.tensor([math.sin(math.pi / 2), math.cos(math.pi / 2)])
+    torch.testing.assert_close(codes[0, 0, 0, 4:6], quarter, atol=1e-5, rtol=0)
+    slow = 2 * math.pi / 3 / 10_000 ** (2 / 4)
+    torch.testing.assert_close(codes[1, 0, 0, 2:4], torch.tensor([math.sin(slow), math.cos(slow)]))
+
+
+def test_window_positions_do_not_depend_on_the_padding() -> None:
+    alone = window_sincos([(2, 3)], (2, 3), 16).unflatten(1, (2, 3))
+    padded = window_sincos([(2, 3)], (5, 4), 16).unflatten(1, (5, 4))
+    torch.testing.assert_close(padded[:, :2, :3], alone)

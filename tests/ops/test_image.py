@@ -224,3 +224,32 @@ def test_a_marker_on_the_canvas_comes_back_around_its_place(policy: Any) -> None
     gravity = torch.stack([(found.sum(1) * rows).sum(), (found.sum(0) * columns).sum()]) / found.sum()
     expected = geometry.to_original(torch.tensor([20.5, 12.5], dtype=torch.float64))
     torch.testing.assert_close(gravity, expected, atol=0.1, rtol=0)
+
+
+# --- the shorter side, as two-stage detectors are published
+
+
+def test_shorter_brings_the_shorter_side_to_its_length_unless_the_longer_one_would_exceed_its_own() -> None:
+    preprocess = Preprocess(policy="shorter", size=(80, 120))
+    assert preprocess.content_size(40, 50) == (80, 100)
+    assert preprocess.content_size(50, 40) == (100, 80)
+    assert preprocess.content_size(40, 100) == (48, 120)
+    assert preprocess.content_size(1000, 10) == (120, 1)
+
+
+def test_shorter_pads_with_the_mean_colour_to_multiples_of_thirty_two() -> None:
+    preprocess = Preprocess(policy="shorter", size=(80, 120))
+    pictures = [torch.full((3, 40, 50), 255, dtype=torch.uint8), torch.full((3, 50, 40), 255, dtype=torch.uint8)]
+    batch = preprocess(pictures)
+    assert batch.sizes == ((80, 100), (100, 80))
+    assert tuple(batch.pixels.shape) == (2, 3, 128, 128)
+    assert (batch.pixels[0, :, 80:] == 0).all()
+    assert (batch.pixels[0, :, :, 100:] == 0).all()
+    assert (batch.pixels[1, :, 100:] == 0).all()
+    assert (batch.pixels[0, :, :80, :100] > 1).all()
+    assert batch.geometries[0].scale == (2.0, 2.0)
+
+
+def test_a_picture_of_policy_shorter_alone_has_a_canvas_of_its_own() -> None:
+    preprocess = Preprocess(policy="shorter", size=(64, 96))
+    assert tuple(preprocess(torch.zeros(2, 3, 64, 96, dtype=torch.uint8)).pixels.shape) == (2, 3, 64, 96)

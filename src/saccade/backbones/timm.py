@@ -61,11 +61,26 @@ class TimmBackbone(Backbone):
         super().__init__()
         self.config = config
         self.has_all_stages = has_all_stages
+        self.has_frozen_norms = False
         self.body: Any = build_body(config)  # timm's networks share methods, but no type
         self.maps = nn.Identity()  # the last map passes here, for explanation to record
         if has_all_stages:
             self.left_out = _prune(self.body, config.name)
         self.channels, self.strides = _measure(self._compute, self.body, config.name)
+
+    def freeze_norms(self) -> None:
+        """From now on batch norms keep their statistics in training as well, which a few pictures would spoil."""
+        self.has_frozen_norms = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """The mode of training or of evaluation; frozen norms always evaluate."""
+        super().train(mode)
+        if self.has_frozen_norms:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.training = False
+        return self
 
     def forward(self, pixels: Tensor) -> Features:
         """Normalised pixels ``[B, 3, H, W]`` to maps ``[B, C_i, h_i, w_i]``, finest first."""

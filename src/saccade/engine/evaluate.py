@@ -18,10 +18,12 @@ from saccade.data.dataset import Dataset
 from saccade.data.loader import Batch, Loader, LoaderConfig
 from saccade.data.pictures import PictureBatch, Pictures
 from saccade.data.source import DataSource
+from saccade.engine.detect import detect_pictures
 from saccade.engine.modes import evaluating
 from saccade.engine.segment import segment_pictures
 from saccade.errors import DataError, nearest
 from saccade.models.base import VisionModel
+from saccade.models.detector import Detector
 from saccade.models.segmenter import Segmenter
 from saccade.tasks import TASKS, EvaluateConfig, Evaluation, Facts, Tally
 from saccade.tasks.base import LEVEL
@@ -87,7 +89,8 @@ def check_task(model: VisionModel[Any, Any, Any], task: str, *, where: str | Non
     Raises:
         DataError: saying what the data is for.
     """
-    if model.task != task:
+    # Objects with masks have boxes as well.
+    if model.task != task and (model.task, task) != ("detection", "instance"):
         raise DataError(
             f"the data is for {task}, the model for {model.task}",
             where=where,
@@ -120,8 +123,8 @@ def join_classes(model_classes: Classes, data_classes: Classes, *, where: str | 
 
 
 def held_out_batches(dataset: Dataset, model: VisionModel[Any, Any, Any], config: LoaderConfig) -> Loader | Pictures:
-    """The pictures of a data set in order, each once: ready for the model, or as they are for a segmenter to tile."""
-    if model.task == "semantic":
+    """The pictures of a data set in order, each once: ready for a classifier, as they are for all others."""
+    if model.task in {"semantic", "detection", "instance"}:
         return Pictures(dataset, strict=config.strict)
     return Loader(dataset, model.preprocess, config)
 
@@ -141,11 +144,14 @@ def score_batches(
         for batch in batches:
             # Not inference_mode: a table that a model caches in its first forward pass must stay usable for training.
             with torch.no_grad():
-                if isinstance(batch, PictureBatch):
-                    assert isinstance(model, Segmenter)
-                    predictions: Sequence[Prediction] = segment_pictures(model, batch.pictures)
-                else:
+                predictions: Sequence[Prediction]
+                if isinstance(batch, Batch):
                     images = batch.images.to(device).channels_last()
                     predictions = model.postprocess(model(images), images)
+                elif isinstance(model, Segmenter):
+                    predictions = segment_pictures(model, batch.pictures)
+                else:
+                    assert isinstance(model, Detector)
+                    predictions = detect_pictures(model, batch.pictures)
             tally.add(predictions, batch.targets, batch.indices, batch.sources)
             yield batch

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saccade.data.loader import Batch, as_targets
+from saccade.data.loader import Batch
 from saccade.engine.checkpoint import build_described, describe_model, load_weights, read_container, write_container
 from saccade.models.base import VisionModel
-from saccade.types import Geometry, ImageBatch, Losses
+from saccade.types import BoxTarget, ClassTarget, Geometry, ImageBatch, Losses, MapTarget, Masks, Target
 
 _WEIGHTS = "model."
+_TARGETS = "targets."
 
 
 def seed_step(*numbers: int) -> None:
@@ -34,7 +35,8 @@ def save_failure(
     """
     tensors: dict[str, Tensor] = {f"{_WEIGHTS}{key}": value for key, value in model.state_dict().items()}
     tensors["pixels"] = batch.images.pixels
-    tensors["labels"] = batch.labels
+    for index, target in enumerate(batch.targets):
+        tensors |= {f"{_TARGETS}{index}.{name}": value for name, value in _pack(target).items()}
     header = {
         **describe_model(model),
         **about,
@@ -65,7 +67,32 @@ def replay(path: str | Path) -> Losses:
         tuple((height, width) for height, width in header["sizes"]),
         tuple(Geometry(*(tuple(pair) for pair in geometry.values())) for geometry in header["geometries"]),
     )
-    targets = as_targets(tensors["labels"])
+    packed: list[dict[str, Tensor]] = [{} for _ in images.sizes]
+    for key, value in tensors.items():
+        if key.startswith(_TARGETS):
+            index, _, part = key.removeprefix(_TARGETS).partition(".")
+            packed[int(index)][part] = value
+    targets = [_unpack(parts) for parts in packed]
     seed_step(*header["seeds"])
     losses: Losses = model.loss(model(images, targets), targets)
     return losses
+
+
+def _pack(target: Target) -> dict[str, Tensor]:
+    """The tensors of a target, by name."""
+    if isinstance(target, ClassTarget):
+        return {"label": target.label}
+    if isinstance(target, MapTarget):
+        return {"map": target.labels}
+    parts = {"boxes": target.boxes, "labels": target.labels, "crowd": target.crowd}
+    return parts if target.masks is None else {**parts, "masks": target.masks.dense()}
+
+
+def _unpack(parts: Mapping[str, Tensor]) -> Target:
+    """The target behind the tensors of ``_pack``."""
+    if "label" in parts:
+        return ClassTarget(parts["label"])
+    if "map" in parts:
+        return MapTarget(parts["map"])
+    masks = Masks.of(parts["masks"]) if "masks" in parts else None
+    return BoxTarget(parts["boxes"], parts["labels"], parts["crowd"], masks)

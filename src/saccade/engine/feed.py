@@ -21,9 +21,10 @@ from saccade.engine.features import MAX_BYTES, FeatureLoader, HeadView, fixed_wi
 from saccade.engine.plan import TrainConfig
 from saccade.errors import ConfigError, DataError
 from saccade.models.base import VisionModel
+from saccade.models.detector import Detector
 from saccade.models.segmenter import SegmenterConfig
 from saccade.tasks.semantic import relabelled
-from saccade.types import Classes, ClassTarget, MapTarget, Target
+from saccade.types import BoxTarget, Classes, ClassTarget, MapTarget, Target
 
 
 @runtime_checkable
@@ -116,6 +117,8 @@ class Feed:
     def _rename(self, target: Target) -> Target:
         if isinstance(target, MapTarget):
             return MapTarget(relabelled(target.labels, self.relabel))
+        if isinstance(target, BoxTarget):
+            return replace(target, labels=self.relabel.to(target.labels.device)[target.labels])
         relabel = self.relabel.to(target.label.device)
         if target.label.ndim == 0:
             return ClassTarget(relabel[target.label])
@@ -160,6 +163,8 @@ def build_feed(model: VisionModel[Any, Any, Any], data: DataSource, config: Trai
             world_size=fabric.world_size,
         )
         feed = Feed(model, data, config, train_loader, val_loader)
+    if isinstance(model, Detector) and (announcement := model.announcement(model.preprocess.size)):
+        notes.append(announcement)
     if config.class_weights:
         notes.append(weigh_classes(model, train, feed.relabel))
     feed.notes += notes

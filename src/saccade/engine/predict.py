@@ -19,10 +19,12 @@ from torch import Tensor
 
 from saccade.config import Config
 from saccade.data.decode import ImageSource, read_image
+from saccade.engine.detect import AT_ONCE, detect_pictures
 from saccade.engine.fast import Candidate, candidates
 from saccade.engine.segment import segment_pictures
 from saccade.errors import ConfigError
 from saccade.models.base import VisionModel
+from saccade.models.detector import Detector
 from saccade.models.segmenter import Segmenter
 from saccade.tasks import TASKS
 from saccade.types import ImageBatch, Prediction
@@ -36,6 +38,9 @@ PIXELS_AT_ONCE = 1 << 23
 
 PIXELS_CHECKED = 1 << 18
 """For segmenters, whose pictures are worth many: as many as four pictures of 256x256."""
+
+NUM_DETECTED = 4
+"""For detectors: each picture is worth many boxes."""
 
 MIN_AGREEMENT = 0.995
 MAX_DIFFERENCE = 0.02
@@ -115,8 +120,8 @@ class Predictor:
                 yield from run(self._runner, self.model, ready(self.model, chunk))
 
     def _chunks(self, pictures: Iterator[Tensor]) -> Iterator[list[Tensor]]:
-        """Pictures in lists of ``batch_size``; of a segmenter's, which may be huge, no more than so many pixels."""
-        most = PIXELS_AT_ONCE if self.model.task == "semantic" else math.inf
+        """Pictures in lists of ``batch_size``; where they may be huge, no more than so many pixels."""
+        most = math.inf if self.model.task == "classification" else PIXELS_AT_ONCE
         chunk: list[Tensor] = []
         pixels = 0
         for picture in pictures:
@@ -129,8 +134,10 @@ class Predictor:
             yield chunk
 
     def _worth(self, picture: Tensor) -> float:
-        """The part of a check that a picture makes up: pictures count where one is one answer, else pixels."""
-        return picture[0].numel() / PIXELS_CHECKED if self.model.task == "semantic" else 1 / NUM_CHECKED
+        """The part of a check that a picture makes up: pictures count where they have few answers, else pixels."""
+        if self.model.task == "classification":
+            return 1 / NUM_CHECKED
+        return picture[0].numel() / PIXELS_CHECKED if self.model.task == "semantic" else 1 / NUM_DETECTED
 
     def _choose(self, pictures: Sequence[Tensor]) -> list[Prediction]:
         """Decide on the fastest copy that agrees, on the first pictures; returns all float32 predictions."""
@@ -156,8 +163,8 @@ class Predictor:
 
 
 def ready(model: VisionModel[Any, Any, Any], pictures: Sequence[Tensor]) -> Ready:
-    """Pictures ``[3, h, w]`` uint8 as ``run`` wants them: a segmenter cuts tiles out of them as they are."""
-    if isinstance(model, Segmenter):
+    """Pictures ``[3, h, w]`` uint8 as ``run`` wants them: as they are, where not all of them fill the same canvas."""
+    if isinstance(model, Segmenter | Detector):
         return pictures
     return model.preprocess(pictures).to(next(model.parameters()).device)
 
@@ -170,6 +177,9 @@ def run(candidate: Candidate, model: VisionModel[Any, Any, Any], pictures: Ready
 
     with torch.inference_mode():
         predictions: list[Prediction] = []
+        if isinstance(model, Detector) and not isinstance(pictures, ImageBatch):
+            predictions += detect_pictures(model, pictures, forward, at_once=min(candidate.chunk or AT_ONCE, AT_ONCE))
+            return predictions
         if not isinstance(pictures, ImageBatch):
             assert isinstance(model, Segmenter)
             predictions += segment_pictures(model, pictures, forward)

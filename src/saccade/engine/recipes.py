@@ -58,3 +58,33 @@ NUCLEI = Recipe(
 )
 """Cell nuclei under a microscope, 128x128 pixels, the embedded share of DSB2018: 35 seconds on two cores, mean IoU
 0.83."""
+
+BLOOD_CELLS = Recipe(
+    "faster_rcnn_small",
+    "blood_cells",
+    TrainConfig(
+        epochs=20,
+        batch_size=4,
+        learning_rate=2e-3,
+        warmup=0.1,
+        ema_decay=0.95,
+        validate_every=10,
+        augment=Augment(zoom=(0.8, 1.25), flip=0.5, flip_vertical=0.5, colour=0.3),
+    ),
+)
+"""Blood cells, 320x240 pixels, the embedded share of BCCD."""
+
+SINGLE_NUCLEI = Recipe(
+    "mask_rcnn_small",
+    "nuclei_instances",
+    TrainConfig(
+        epochs=20,
+        batch_size=4,
+        learning_rate=2e-3,
+        warmup=0.1,
+        ema_decay=0.95,
+        validate_every=10,
+        augment=Augment(zoom=(0.8, 1.25), flip=0.5, flip_vertical=0.5, colour=0.5),
+    ),
+)
+"""Each nucleus by itself, 128x128 pixels, the embedded share of DSB2018."""

@@ -15,11 +15,22 @@ from saccade.config import from_dict, override
 from saccade.errors import ConfigError, UnknownNameError, WeightsError
 from saccade.models.base import ModelConfig, VisionModel
 from saccade.models.classifier import ClassifierConfig
+from saccade.models.detr import DetrConfig
+from saccade.models.detr_fast import DetrFastConfig
+from saccade.models.detr_vit import DetrVitConfig
+from saccade.models.fast_rcnn import FastRCNNConfig
+from saccade.models.faster_rcnn import FasterRCNNConfig
 from saccade.models.fcn import FCNConfig
+from saccade.models.localizer import LocalizerConfig
+from saccade.models.mask_rcnn import MaskRCNNConfig
 from saccade.models.patch_cnn import PatchCNNConfig
+from saccade.models.rcnn import RCNNConfig
 from saccade.models.segnet import SegNetConfig
+from saccade.models.sliding_window import SlidingWindowConfig
 from saccade.models.unet import UNetConfig
 from saccade.models.vit_seg import VitSegConfig
+from saccade.models.yolo import YoloConfig
+from saccade.models.yolo_v1 import YoloV1Config
 from saccade.ops.image import Preprocess
 from saccade.registry import lookup
 from saccade.types import Classes, ImageBatch
@@ -32,11 +43,22 @@ AnyModel = VisionModel[Any, Any, Any]
 
 CONFIG_KINDS: dict[str, type[ModelConfig]] = {
     "classifier": ClassifierConfig,
+    "fast_rcnn": FastRCNNConfig,
+    "detr": DetrConfig,
+    "detr_fast": DetrFastConfig,
+    "detr_vit": DetrVitConfig,
+    "faster_rcnn": FasterRCNNConfig,
     "fcn": FCNConfig,
+    "localizer": LocalizerConfig,
+    "mask_rcnn": MaskRCNNConfig,
     "patch_cnn": PatchCNNConfig,
+    "rcnn": RCNNConfig,
     "segnet": SegNetConfig,
+    "sliding_window": SlidingWindowConfig,
     "unet": UNetConfig,
     "vit_seg": VitSegConfig,
+    "yolo": YoloConfig,
+    "yolo_v1": YoloV1Config,
 }
 """Every kind of model config, by its ``kind`` field."""
 
@@ -212,14 +234,16 @@ def _named(num_classes: int | None, classes: Classes | Sequence[str] | None) -> 
 def _hold_against(model: AnyModel, published: Published) -> None:
     """Compare with the original on noise: names that fit do not prove that the layers between them are the same."""
     size = model.preprocess.size
-    if model.preprocess.policy == "native":  # any canvas does, and a large one takes long
+    if model.preprocess.policy in {"native", "shorter"}:  # any canvas does, and a large one takes long
         size = (min(size[0], 128), min(size[1], 128))
     noise: Tensor = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        ours, theirs = model(ImageBatch.of(noise)).logits, published.reference(noise)
+        outputs, theirs = model(ImageBatch.of(noise)), published.reference(noise)
     model.train(was_training)
+    # Proposals are chosen by their scores: of a two-stage detector these are held against the original's.
+    ours: Tensor = outputs.rpn.objectness if hasattr(outputs, "rpn") else outputs.logits
     gap = float((ours - theirs).abs().max())
     allowed = 1e-3 * max(float(theirs.abs().max()), 1.0)
     if not gap <= allowed:

@@ -29,11 +29,18 @@ class Watchable(nn.Identity):
         return bool(self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, watch: Watchable, dropout: float) -> Tensor:
-    """Softmax attention ``[B, N, queries, D]`` of queries over keys, written out where ``watch`` is watched."""
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, watch: Watchable, dropout: float, mask: Tensor | None = None
+) -> Tensor:
+    """Softmax attention ``[B, N, queries, D]`` of queries over keys, written out where ``watch`` is watched.
+
+    ``mask`` is bool and broadcasts to ``[B, N, queries, keys]``: what is False is not looked at.
+    """
     if not watch.is_watched:
-        return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
     probabilities: Tensor = watch(scores.softmax(dim=-1))
     return F.dropout(probabilities, dropout) @ values
 

@@ -11,6 +11,9 @@ B batch · C width · h, w grid · p patch size · D width of one head
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -159,3 +162,28 @@ def rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     quarter_turn = torch.stack([-patches[..., 1::2], patches[..., ::2]], dim=-1).flatten(-2)
     turned = patches * cosines.to(heads.dtype) + quarter_turn * sines.to(heads.dtype)
     return torch.cat([prefix, turned], dim=2)
+
+
+def window_sincos(windows: Sequence[Grid], grid: Grid, width: int, temperature: float = 10_000.0) -> Tensor:
+    """Sine-cosine codes ``[B, h * w, width]`` of cells, by the share of their picture that lies above and before them.
+
+    Carion et al. 2020 (DETR), arXiv 2005.12872: every picture's own extent is one turn, whatever surrounds it.
+
+    Args:
+        windows: per picture rows and columns of the cells that show it, at the top left of the grid.
+        grid: rows and columns h, w of all cells.
+        width: C, a multiple of 4; the first half tells y, the second x, sines and cosines by turns.
+        temperature: longest wave over the shortest.
+    """
+    half = width // 2
+    waves = temperature ** (torch.arange(0, half, 2, dtype=torch.float32) / half)
+    codes = []
+    for axis in (0, 1):
+        counts = torch.tensor([window[axis] for window in windows], dtype=torch.float32)
+        steps = torch.arange(1, grid[axis] + 1, dtype=torch.float32)
+        angles = steps / (counts[:, None] + 1e-6) * (2 * math.pi)
+        turned = angles[:, :, None] / waves
+        codes.append(torch.stack([turned.sin(), turned.cos()], dim=-1).flatten(2))  # [B, n, half]
+    rows = codes[0][:, :, None].expand(-1, -1, grid[1], -1)
+    columns = codes[1][:, None].expand(-1, grid[0], -1, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(1, 2)

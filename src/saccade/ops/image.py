@@ -22,17 +22,23 @@ from saccade.types import Geometry, ImageBatch
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+MULTIPLE = 32
+"""Sides of a canvas of policy ``shorter`` are multiples of this, so that every level of a pyramid fits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess(Config):
     """How a picture becomes pixels. Colour order is RGB, always."""
 
     size: tuple[int, int] = (224, 224)
-    """Height and width of the canvas (of crops and tiles where the policy is ``native``)."""
-    policy: Literal["stretch", "crop", "letterbox", "native"] = "crop"
+    """Height and width of the canvas; with ``native`` of crops and tiles, with ``shorter`` the two sides aimed at."""
+    policy: Literal["stretch", "crop", "letterbox", "shorter", "native"] = "crop"
     """``stretch`` ignores the aspect ratio; ``crop`` fits the shorter side and cuts the centre; ``letterbox`` fits the
-    longer side and pads right and bottom; ``native`` leaves every pixel as it is: the canvas is as large as the largest
-    picture of a batch, and ``size`` is that of training crops and of the tiles that large pictures are cut into."""
+    longer side and pads right and bottom; ``shorter`` brings the shorter side to ``size[0]``, or less where the longer
+    one would exceed ``size[1]``, on a canvas as large as the largest picture of a batch, in multiples of 32, padded
+    with the mean colour (as two-stage detectors are published); ``native`` leaves every pixel as it is: the canvas is
+    as large as the largest picture of a batch, and ``size`` is that of training crops and of the tiles that large
+    pictures are cut into."""
     crop_fraction: float = 1.0
     """With ``crop``: the share of the resized picture's shorter side that the canvas covers (torchvision: 224/256)."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -69,24 +75,31 @@ class Preprocess(Config):
             stacked = images if isinstance(images, Tensor) else torch.stack(list(images))
             content, geometry = self.fit(stacked)
             size = (int(content.shape[-2]), int(content.shape[-1]))
-            pixels = self.normalise(self.pad(content, self.canvas([size])))
-            return ImageBatch(pixels, (size,) * len(images), (geometry,) * len(images))
+            sizes = (size,) * len(images)
+            pixels = self.to_pixels(self.pad(content, self.canvas([size])), sizes)
+            return ImageBatch(pixels, sizes, (geometry,) * len(images))
         fitted = [self.fit(image[None]) for image in images]
         canvas = self.canvas([(int(content.shape[-2]), int(content.shape[-1])) for content, _ in fitted])
-        pixels = self.normalise(torch.cat([self.pad(content, canvas) for content, _ in fitted]))
         sizes = tuple((int(content.shape[-2]), int(content.shape[-1])) for content, _ in fitted)
+        pixels = self.to_pixels(torch.cat([self.pad(content, canvas) for content, _ in fitted]), sizes)
         return ImageBatch(pixels, sizes, tuple(geometry for _, geometry in fitted))
 
     def canvas(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """Height and width of the canvas for content of these sizes ``(h, w)``."""
-        if self.policy != "native":
+        if self.policy not in {"native", "shorter"}:
             return self.size
-        return max(height for height, _ in sizes), max(width for _, width in sizes)
+        tall, wide = max(height for height, _ in sizes), max(width for _, width in sizes)
+        if self.policy == "native":
+            return tall, wide
+        return -(-tall // MULTIPLE) * MULTIPLE, -(-wide // MULTIPLE) * MULTIPLE
 
     def content_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width on the canvas of a picture of that size, without padding."""
         if self.policy == "native":
             return height, width
+        if self.policy == "shorter":
+            ratio = min(min(self.size) / min(height, width), max(self.size) / max(height, width))
+            return max(math.floor(height * ratio), 1), max(math.floor(width * ratio), 1)
         if self.policy != "letterbox":
             return self.size
         canvas_h, canvas_w = self.size
@@ -104,7 +117,7 @@ class Preprocess(Config):
             resized = self._around_crop(height, width)
         scale = (resized[0] / height, resized[1] / width)
         images = self.resize(images, resized)
-        if self.policy == "letterbox":
+        if self.policy in {"letterbox", "shorter"}:
             return images, Geometry((height, width), scale)
         top, left = round((resized[0] - canvas_h) / 2), round((resized[1] - canvas_w) / 2)
         images = images[..., top : top + canvas_h, left : left + canvas_w]
@@ -132,6 +145,15 @@ class Preprocess(Config):
         height, width = canvas or self.size
         below, beside = height - content.shape[-2], width - content.shape[-1]
         return F.pad(content, (0, beside, 0, below)) if below or beside else content
+
+    def to_pixels(self, canvases: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Padded pictures ``[B, 3, H, W]`` uint8 with content of these sizes ``(h, w)``, to normalised float32."""
+        pixels = self.normalise(canvases)
+        if self.policy == "shorter":  # zero is the mean colour
+            for image, (height, width) in zip(pixels, sizes, strict=True):
+                image[:, height:] = 0
+                image[:, :, width:] = 0
+        return pixels
 
     def normalise(self, images: Tensor) -> Tensor:
         """Bytes ``[..., 3, H, W]`` to normalised float32."""

@@ -23,8 +23,8 @@ class Published:
         state: weights under the names of our model.
         config: plain data of our model's config, preprocessing included; its ``kind`` says which model that is.
         classes: names of the classes; None where the source does not tell.
-        reference: the original, pixels ``[B, 3, H, W]`` to logits ``[B, K]``, of a segmenter ``[B, K, H, W]``, to hold
-            the translation against.
+        reference: the original, pixels ``[B, 3, H, W]`` to logits ``[B, K]``, of a segmenter ``[B, K, H, W]``, of a
+            two-stage detector those of its anchors ``[B, A]``, to hold the translation against.
     """
 
     origin: str

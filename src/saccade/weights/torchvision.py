@@ -1,5 +1,7 @@
 """Weights of torchvision: ``vit_b_16`` and its family, ResNets, MobileNetV2, and the segmenters ``fcn_resnet50/101``.
 
+Its detectors are in ``weights.torchvision_detection``.
+
 https://pytorch.org/vision/stable/models.html. The convolutional ones are built by timm, whose networks are the same.
 """
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from saccade.errors import UnknownNameError, WeightsError
 from saccade.weights import timm as timm_weights
+from saccade.weights import torchvision_detection as detection
 from saccade.weights.published import Published, State, first_line, rename, square, unique
 
 _LAYER = {
@@ -166,6 +169,8 @@ def publish(module: Any, name: str, weights: Any = None) -> Published:
     state = module.state_dict()
     if name in _FCN_NAMES:
         return _publish_fcn(module, name, weights)
+    if name in detection.NAMES:
+        return detection.publish(module, name, weights)
     config: dict[str, Any] = {"kind": "classifier"}
     if weights is not None:
         config["preprocess"] = preprocess_of(weights.transforms())
@@ -178,6 +183,7 @@ def publish(module: Any, name: str, weights: Any = None) -> Published:
         config |= {"backbone": {"kind": "timm", "name": _TIMM_NAMES[name]}, "pool": "average"}
     else:
         known = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14", *_TIMM_NAMES, *_FCN_NAMES)
+        known += detection.NAMES
         raise UnknownNameError("translatable torchvision model", name, known)
     config["num_classes"] = converted["head.weight"].shape[0]
     classes = None if weights is None else unique(weights.meta["categories"])
@@ -219,8 +225,10 @@ def fetch(name: str) -> Published:
         raise UnknownNameError("torchvision model", name, models.list_models())
     weights = models.get_model_weights(name).DEFAULT
     with torch.random.fork_rng(devices=[]):
-        # Without this torchvision would download the backbone of a segmenter that is about to be overwritten.
-        options = {"weights_backbone": None, "aux_loss": True} if name in _FCN_NAMES else {}
+        # Without this torchvision would download a backbone that is about to be overwritten.
+        options: dict[str, Any] = {"weights_backbone": None} if name in (*_FCN_NAMES, *detection.NAMES) else {}
+        if name in _FCN_NAMES:
+            options["aux_loss"] = True
         module = models.get_model(name, **options)
     publish(module, name)  # refuses what cannot be translated before anything is downloaded
     try:
@@ -231,4 +239,6 @@ def fetch(name: str) -> Published:
             where=f"torchvision/{name}",
             remedy="check the network, or pass a file of weights instead",
         ) from error
+    if name in detection.NAMES:
+        detection.freeze(module, name)
     return publish(module, name, weights)

@@ -1,7 +1,7 @@
 """Weights of transformers: ``ViTForImageClassification``, under the names of its 4.x and 5.x releases.
 
 https://huggingface.co/docs/transformers/model_doc/vit. The package is imported only when weights are asked for (extra
-``parity``).
+``parity``). Of ``DetrForObjectDetection`` only the download is here; see ``weights.transformers_detr``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saccade.errors import WeightsError
+from saccade.weights import transformers_detr
 from saccade.weights.published import Published, State, first_line, rename, square, unique
 
 _LAYER = {
@@ -138,16 +139,17 @@ def fetch(name: str) -> Published:
     """
     where = f"transformers/{name}"
     try:
-        from transformers import AutoConfig, AutoImageProcessor, ViTForImageClassification
+        from transformers import AutoConfig, AutoImageProcessor, DetrForObjectDetection, ViTForImageClassification
     except ImportError as error:
         raise WeightsError(
             "the package transformers is not installed", where=where, remedy="pip install 'saccade[parity]'"
         ) from error
     try:
         found = AutoConfig.from_pretrained(name)
-        if found.model_type != "vit":
-            raise WeightsError(f"the architecture is {found.model_type!r}", where=where, expected="'vit'")
-        module = ViTForImageClassification.from_pretrained(name)
+        if found.model_type not in {"vit", "detr"}:
+            raise WeightsError(f"the architecture is {found.model_type!r}", where=where, expected="'vit' or 'detr'")
+        is_detr = found.model_type == "detr"
+        module = (DetrForObjectDetection if is_detr else ViTForImageClassification).from_pretrained(name)
         processor = AutoImageProcessor.from_pretrained(name).to_dict()
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(
@@ -155,4 +157,4 @@ def fetch(name: str) -> Published:
             where=where,
             remedy="check the name and the network, or pass a file of weights instead",
         ) from error
-    return publish(module, name, processor)
+    return (transformers_detr.publish if is_detr else publish)(module, name, processor)

@@ -1,0 +1,150 @@
+"""Objects with boxes: the config, the raw candidates and the selection that all detectors share; each has its own file.
+
+Every detector turns pictures into raw candidates (proposals, windows, grid cells, queries). ``select`` makes detections
+of them: threshold, non-maximum suppression per class, the best of the picture. ``Detections.source`` says which
+candidate each box was.
+
+B batch · R raw candidates of one picture · N objects kept · K classes · H, W canvas
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saccade.config import Config
+from saccade.errors import ConfigError
+from saccade.models.base import ModelConfig, OutputsT, VisionModel
+from saccade.ops.boxes import batched_nms, clip, is_large, map_to_original
+from saccade.ops.image import Preprocess
+from saccade.types import BoxTarget, Detections, ImageBatch, TaskName
+
+
+def letterbox(side: int) -> Preprocess:
+    """Pictures on a square canvas of ``side`` pixels, aspect ratio kept."""
+    return Preprocess(size=(side, side), policy="letterbox")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection(Config):
+    """Which raw candidates become detections."""
+
+    min_score: float = 0.05
+    """Lowest score of a detection."""
+    nms_iou: float = 0.5
+    """Of two boxes of one class that overlap more than this, the likelier stays; 1 keeps all."""
+    max_detections: int = 100
+    """Most detections of one picture."""
+    min_side: float = 0.0
+    """Shortest side of a box, in pixels of the canvas."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_score <= 1 or not 0 < self.nms_iou <= 1:
+            raise ConfigError("min_score or nms_iou is out of range", where="selection", expected="in [0, 1]")
+        if self.max_detections < 1 or self.min_side < 0:
+            raise ConfigError("max_detections or min_side is out of range", where="selection")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig(ModelConfig):
+    """Base of the detectors' configs."""
+
+    task: ClassVar[TaskName] = "detection"
+    num_classes: int = 80
+    """Number of foreground classes; background is never one of them."""
+    preprocess: Preprocess = field(default_factory=lambda: letterbox(320))
+    """How pictures become pixels."""
+    selection: Selection = field(default_factory=Selection)
+    """Which raw candidates become detections."""
+
+
+class Candidates(NamedTuple):
+    """The raw candidates of one picture.
+
+    Attributes:
+        boxes: ``[R, K, 4]`` xyxy on the canvas, the box of each candidate as an object of each class; ``[R, 1, 4]``
+            where all classes share one.
+        scores: ``[R, K]`` in [0, 1].
+        logits: ``[R, K]`` what the scores come from, for explanation: higher is likelier, differentiable.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    logits: Tensor
+
+
+class Kept(NamedTuple):
+    """What ``select`` keeps of one picture's candidates, likeliest first.
+
+    Attributes:
+        boxes: ``[N, 4]`` xyxy on the canvas, cut at the picture's border.
+        scores: ``[N]``.
+        labels: ``[N]`` int64.
+        source: ``[N]`` int64, indices of the candidates.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    source: Tensor
+
+
+class Detector(VisionModel[OutputsT, BoxTarget, Detections]):
+    """Base of the detectors: a subclass says what its raw candidates are, and how it learns."""
+
+    config: DetectorConfig
+
+    @abc.abstractmethod
+    def candidates(self, outputs: OutputsT, images: ImageBatch) -> list[Candidates]:
+        """The raw candidates of each picture, before any threshold; gradients pass."""
+
+    def announcement(self, size: tuple[int, int]) -> str | None:
+        """What people should know before pictures ``(h, w)`` on the canvas are looked at, such as a great cost."""
+        return None
+
+    def postprocess(self, outputs: OutputsT, images: ImageBatch) -> list[Detections]:
+        """The objects of each picture, in the pixels of the original."""
+        found = []
+        for candidates, size, geometry in zip(
+            self.candidates(outputs, images), images.sizes, images.geometries, strict=True
+        ):
+            kept = select(candidates, size, self.config.selection)
+            boxes = map_to_original(kept.boxes, geometry)
+            found.append(Detections(boxes, kept.scores, kept.labels, kept.source, self.classes))
+        return found
+
+
+@torch.no_grad()
+def select(candidates: Candidates, size: tuple[int, int], selection: Selection) -> Kept:
+    """Threshold, suppression per class, and the best of what is left.
+
+    Args:
+        candidates: of one picture.
+        size: ``(h, w)`` of the picture on the canvas; boxes are cut there.
+        selection: the thresholds.
+    """
+    scores = candidates.scores.float()
+    num_classes = scores.shape[1]
+    places = torch.nonzero(scores.flatten() >= selection.min_score)[:, 0]
+    source, labels = places // num_classes, places % num_classes
+    box_of = labels if candidates.boxes.shape[1] > 1 else torch.zeros_like(labels)
+    boxes = clip(candidates.boxes[source, box_of].float(), size)
+    values = scores.flatten()[places]
+    keep = torch.nonzero(is_large(boxes, max(selection.min_side, 1e-3)))[:, 0]
+    boxes, values, source, labels = boxes[keep], values[keep], source[keep], labels[keep]
+    if selection.nms_iou < 1:
+        order = batched_nms(boxes, values, labels, selection.nms_iou)
+    else:
+        order = values.argsort(descending=True, stable=True)
+    order = order[: selection.max_detections]
+    return Kept(boxes[order], values[order], labels[order], source[order])
+
+
+def learnable(targets: Sequence[BoxTarget]) -> list[BoxTarget]:
+    """The targets without crowds: what a loss may look at."""
+    return [target.without_crowds() for target in targets]

@@ -1,0 +1,88 @@
+"""Task-aligned assignment on points that can be counted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from saccade.errors import ConfigError
+from saccade.matching.aligned import AlignedAssigner
+from saccade.types import BoxTarget
+
+
+def objects(*boxes: tuple[float, float, float, float], labels: list[int]) -> BoxTarget:
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return BoxTarget.of(corners, torch.tensor(labels, dtype=torch.int64))
+
+
+POINTS = torch.tensor([[4.0, 4.0], [12.0, 4.0], [20.0, 4.0], [28.0, 4.0]])
+"""Four points in a row."""
+
+
+def said(*boxes: tuple[float, float, float, float], scores: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.tensor(boxes, dtype=torch.float32)[None], scores[None]
+
+
+def test_the_best_aligned_point_aims_at_its_iou_and_others_at_less() -> None:
+    # Points 0 and 1 lie inside; the first's box is exact, the second's covers a half: IoU 0.5.
+    boxes, scores = said((0, 0, 16, 8), (0, 0, 8, 8), (0, 0, 16, 8), (0, 0, 16, 8), scores=torch.full((4, 2), 0.25))
+    aligned = AlignedAssigner()(POINTS, boxes, scores, [objects((0, 0, 16, 8), labels=[1])])
+    assert aligned.is_positive.tolist() == [[True, True, False, False]]
+    expected = torch.tensor([[[0, 1.0], [0, 0.5**6], [0, 0], [0, 0]]])
+    assert torch.allclose(aligned.scores, expected)
+    assert aligned.boxes[0, 0].tolist() == [0, 0, 16, 8]
+
+
+def test_one_point_per_object_where_one_is_wanted() -> None:
+    boxes, scores = said((0, 0, 9, 8), (0, 0, 16, 8), (0, 0, 16, 8), (0, 0, 1, 1), scores=torch.full((4, 2), 0.5))
+    aligned = AlignedAssigner(most=1)(POINTS, boxes, scores, [objects((0, 0, 16, 8), labels=[0])])
+    assert aligned.is_positive.tolist() == [[False, True, False, False]]
+
+
+def test_a_point_of_two_objects_learns_the_one_it_overlaps_more() -> None:
+    boxes, scores = said(*[(0, 0, 16, 8)] * 4, scores=torch.full((4, 2), 0.5))
+    target = objects((0, 0, 16, 8), (0, 0, 32, 8), labels=[0, 1])
+    aligned = AlignedAssigner()(POINTS, boxes, scores, [target])
+    assert aligned.scores[0].argmax(1).tolist() == [0, 0, 1, 1]
+    assert aligned.is_positive.all()
+    assert torch.allclose(aligned.scores[0].amax(1), torch.tensor([1, 1, 0.5, 0.5]))
+
+
+def test_the_score_decides_between_equal_boxes() -> None:
+    scores = torch.tensor([[0.1], [0.9], [0.5], [0.5]])
+    boxes, scores = said(*[(0, 0, 16, 8)] * 4, scores=scores)
+    aligned = AlignedAssigner(most=1)(POINTS, boxes, scores, [objects((0, 0, 16, 8), labels=[0])])
+    assert aligned.is_positive.tolist() == [[False, True, False, False]]
+
+
+def test_where_nothing_overlaps_yet_a_point_inside_still_learns_the_object() -> None:
+    boxes, scores = said(*[(60, 60, 70, 70)] * 4, scores=torch.full((4, 2), 0.01))
+    aligned = AlignedAssigner(most=1)(POINTS, boxes, scores, [objects((16, 0, 24, 8), labels=[0])])
+    assert aligned.is_positive.tolist() == [[False, False, True, False]]
+
+
+def test_pictures_with_fewer_objects_and_with_none() -> None:
+    boxes = torch.tensor([[0.0, 0, 16, 8]]).expand(3, 4, 4)
+    scores = torch.full((3, 4, 2), 0.5)
+    targets = [
+        objects(labels=[]),
+        objects((0, 0, 8, 8), labels=[1]),
+        objects((0, 0, 8, 8), (16, 0, 24, 8), labels=[0, 1]),
+    ]
+    aligned = AlignedAssigner()(POINTS, boxes, scores, targets)
+    assert aligned.is_positive.sum(1).tolist() == [0, 1, 2]
+    nothing = AlignedAssigner()(POINTS, boxes[:1], scores[:1], targets[:1])
+    assert not nothing.is_positive.any()
+    assert nothing.scores.sum() == 0
+
+
+def test_an_object_without_area_is_learned_by_no_point() -> None:
+    boxes, scores = said(*[(0, 0, 16, 8)] * 4, scores=torch.full((4, 2), 0.5))
+    aligned = AlignedAssigner()(POINTS, boxes, scores, [objects((4, 4, 4, 8), labels=[0])])
+    assert not aligned.is_positive.any()
+
+
+def test_wrong_settings() -> None:
+    with pytest.raises(ConfigError):
+        AlignedAssigner(most=0)
