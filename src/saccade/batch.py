@@ -216,7 +216,8 @@ def describe(heat: Heatmap) -> str:
 def _methods(model: AnyModel, asked: Sequence[str]) -> list[str]:
     if "all" not in asked:
         return list(asked)
-    return [name for name, reason in suited(model.explain_spec()).items() if reason is None]
+    has_boxes = model.task in {"detection", "instance"}
+    return [name for name, reason in suited(model.explain_spec(), has_boxes=has_boxes).items() if reason is None]
 
 
 def _check_questions(subject: Subject, of: Sequence[str], options: ExplainOptions, names: Sequence[str]) -> None:

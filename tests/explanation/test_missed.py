@@ -94,4 +94,6 @@ def test_every_object_of_a_picture_gets_an_answer(name: str) -> None:
     answers = why_missed(model, image, target)
     assert len(answers) == 2
     assert model.training
+    strict = why_missed(model, image, target, min_score=1.0)
+    assert {one.cause for one in strict} <= {"no candidate", "low score"}
     assert all(one.sentence.startswith(f"{one.name}: ") and 0 <= one.iou <= 1 for one in answers)

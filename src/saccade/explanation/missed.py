@@ -60,13 +60,14 @@ class Missed:
     by: int | None = None
 
 
-def why_missed(model: Detector[Any], image: Any, target: BoxTarget) -> list[Missed]:
+def why_missed(model: Detector[Any], image: Any, target: BoxTarget, *, min_score: float | None = None) -> list[Missed]:
     """What became of every object of a picture.
 
     Args:
         model: the detector; left as it is.
         image: path, bytes, PIL picture, uint8 array or tensor.
         target: the objects, in the pixels of the picture and in the labels of the model.
+        min_score: the least score that counts; None: that of the model's own selection.
     """
     device, dtype = model_device(model)
     images = model.preprocess([read_image(image)]).to(device, dtype)
@@ -75,6 +76,8 @@ def why_missed(model: Detector[Any], image: Any, target: BoxTarget) -> list[Miss
     candidates = Candidates(*(part.detach().float().cpu() for part in candidates))
     boxes = map_to_canvas(target.boxes.cpu(), images.geometries[0])
     size, selection = images.sizes[0], model.config.selection
+    if min_score is not None:
+        selection = replace(selection, min_score=max(min_score, selection.min_score))
     return diagnose(candidates, size, selection, boxes, target.labels.tolist(), model.classes)
 
 

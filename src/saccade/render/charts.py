@@ -270,8 +270,9 @@ def precision_recall(lines: Mapping[str, Sequence[float | None]], *, title: str 
         raise InputError("there is no curve", where="precision_recall", expected="precisions of at least one class")
     areas = {name: sum(values) / len(values) for name, values in drawn.items()}
     shown = sorted(drawn, key=lambda name: areas[name])[:max_lines] if len(drawn) > max_lines else list(drawn)
-    figure = new_figure(5.2, 3.7)
-    axes = figure.add_axes((0.12, 0.14, 0.84, 0.76))
+    beside = max(len(name) for name in shown) * 0.075 + 1.0
+    figure = new_figure(4.6 + beside, 3.7)
+    axes = figure.add_axes((0.6 / (4.6 + beside), 0.14, 3.9 / (4.6 + beside), 0.76))
     for index, name in enumerate(shown):
         dash = DASHES[index % len(DASHES)]
         axes.plot(
@@ -292,7 +293,7 @@ def precision_recall(lines: Mapping[str, Sequence[float | None]], *, title: str 
     axes.set_xlabel("recall", color=INK, size=9)
     axes.set_ylabel("precision", color=INK, size=9)
     axes.set_title(title, size=10.5, weight="bold", color=INK, loc="left")
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
 
 

@@ -13,7 +13,7 @@ from saccade.engine.predict import PredictConfig, Predictor
 from saccade.errors import SaccadeError
 from saccade.explanation.boxes import Watched
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
-from saccade.explanation.methods import METHODS, suited
+from saccade.explanation.methods import METHODS, default_method, suited
 from saccade.explanation.missed import why_missed
 from saccade.metrics.detection import HALF, DetectionMeter
 from saccade.metrics.detection_matches import FREE, match
@@ -48,7 +48,10 @@ class _Case:
         masks = sample.target.masks if kind == "masks" else None
         self.shown, self.image = shown, sample.image
         self.truth = BoxTarget(sample.target.boxes, relabel[sample.target.labels], sample.target.crowd, masks)
-        self.found = found.above(evaluation.settings["score_threshold"])
+        self.least: float = evaluation.settings["score_threshold"]
+        self.found = found.above(self.least)
+        self.excuse = "its mask fits too little or " if kind == "masks" else ""
+        self.excuse += "it counts for another object"
         most = evaluation.settings["max_detections"]
         self.outcomes = outcomes(self.found, self.truth, len(subject.classes), kind, most)
 
@@ -217,11 +220,10 @@ def _overlooked(subject: Subject, case: _Case) -> Card | None:
         return None
     objects = case.truth.select(torch.tensor(places))
     lines = []
-    for missed in why_missed(case.detector, case.image, objects):
-        is_taken = missed.cause == "found"
-        lines.append(
-            f"{missed.sentence}, which counts for another object or not at all" if is_taken else missed.sentence
-        )
+    for missed in why_missed(case.detector, case.image, objects, min_score=case.least):
+        # The box may be another object's, or the mask within it a bad one.
+        rest = f", but {case.excuse}" if missed.cause == "found" else ""
+        lines.append(missed.sentence + rest)
     drawn = _marked(case.image, objects, subject.classes, "missed")
     return Card([picture(drawn, "missed", "missed")], lines, case.shown.source)
 
@@ -241,7 +243,8 @@ def _canvas_pixels(case: _Case) -> int:
 def _methods(subject: Subject, cases: Sequence[_Case], config: ReportConfig) -> Section | None:
     """Several methods on the likeliest detection of some pictures, each with its verdict."""
     reasons = suited(subject.spec, has_boxes=True)
-    names = [name for name in config.methods if reasons.get(name, "unknown") is None]
+    usual = default_method(subject.spec, has_boxes=True).name
+    names = [name for name in dict.fromkeys((usual, *config.methods)) if reasons.get(name, "unknown") is None]
     rows: list[list[render.Panel]] = []
     chosen = [case for case in cases if len(case.found)]
     for case in chosen[: min(config.compared, 2)]:
