@@ -310,9 +310,7 @@ def _evaluate_predictions(
 
 def _announce(model: AnyModel) -> None:
     """Say before a slow detector starts what it will cost."""
-    from saccade.models.detector import Detector
-
-    if isinstance(model, Detector) and (words := model.announcement(model.preprocess.size)):
+    if words := model.announcement(model.preprocess.size):
         typer.echo(f"note: {words}", err=True)
 
 

@@ -8,7 +8,7 @@ B batch · C channels · h, w grid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -92,6 +92,20 @@ class TimmBackbone(Backbone):
         if self.has_all_stages:
             return self.body.forward_intermediates(pixels, intermediates_only=True)  # type: ignore[no-any-return]
         return [self.body.forward_features(pixels)]
+
+    def stages_of(self, strides: Sequence[int]) -> list[int]:
+        """Indices of the maps with these strides, the last one of each.
+
+        Raises:
+            ConfigError: where one is missing.
+        """
+        last = {stride: stage for stage, stride in enumerate(self.strides)}
+        missing = [stride for stride in strides if stride not in last]
+        if missing:
+            known = ", ".join(str(stride) for stride in last)
+            told = f"no map of the backbone has stride {missing[0]}"
+            raise ConfigError(told, where="strides", expected=f"of {known}")
+        return [last[stride] for stride in strides]
 
     def explain_spec(self, reads_prefix: bool = False) -> ExplainSpec:
         """The stages as timm names them (``layer1``, ``blocks.2``) and ``final``, the last map."""

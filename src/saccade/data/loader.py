@@ -171,10 +171,9 @@ class _Fetcher:
             sources.append(sample.source)
             indices.append(index)
         sizes = tuple(_size(content) for content in contents)
-        # Crops of a segmenter have the size of the canvas already, whatever the policy.
-        canvas = self.preprocess.canvas(sizes) if self.preprocess.policy == "shorter" and sizes else None
+        canvas = self.preprocess.canvas(sizes) if sizes else self.preprocess.size
         padded = [self.preprocess.pad(content, canvas) for content in contents]
-        stacked = torch.cat(padded) if padded else torch.empty(0, 3, *self.preprocess.size, dtype=torch.uint8)
+        stacked = torch.cat(padded) if padded else torch.empty(0, 3, *canvas, dtype=torch.uint8)
         return _Fetched(
             stacked, sizes, tuple(geometries), tuple(targets), tuple(sources), tuple(indices), tuple(problems)
         )

@@ -6,12 +6,12 @@ would depend on which pictures happened to be beside it.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from saccade.engine.groups import neighbours
 from saccade.models.detector import Detector
 from saccade.types import Detections, ImageBatch
 
@@ -38,19 +38,12 @@ def detect_pictures(
     run = run or model
     device = next(model.parameters()).device
     found: list[Detections] = []
-    for group in _alike(model, pictures, at_once):
-        images = model.preprocess(group).to(device).channels_last()
-        found += [detections.to("cpu") for detections in model.postprocess(run(images), images)]
-    return found
-
-
-def _alike(model: Detector[Any], pictures: Sequence[Tensor], at_once: int) -> Iterator[list[Tensor]]:
-    """Neighbours that fill the same canvas, in groups of at most so many."""
 
     def canvas(picture: Tensor) -> tuple[int, int]:
         content = model.preprocess.content_size(int(picture.shape[-2]), int(picture.shape[-1]))
         return model.preprocess.canvas([content])
 
-    for _, group in itertools.groupby(pictures, key=canvas):
-        while part := list(itertools.islice(group, at_once)):
-            yield part
+    for group in neighbours(pictures, canvas, lambda _: at_once):
+        images = model.preprocess(group).to(device).channels_last()
+        found += [detections.to("cpu") for detections in model.postprocess(run(images), images)]
+    return found

@@ -124,9 +124,9 @@ def join_classes(model_classes: Classes, data_classes: Classes, *, where: str | 
 
 def held_out_batches(dataset: Dataset, model: VisionModel[Any, Any, Any], config: LoaderConfig) -> Loader | Pictures:
     """The pictures of a data set in order, each once: ready for a classifier, as they are for all others."""
-    if model.task in {"semantic", "detection", "instance"}:
-        return Pictures(dataset, strict=config.strict)
-    return Loader(dataset, model.preprocess, config)
+    if model.task == "classification":
+        return Loader(dataset, model.preprocess, config)
+    return Pictures(dataset, strict=config.strict)
 
 
 def score_batches(

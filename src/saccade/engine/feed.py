@@ -21,7 +21,6 @@ from saccade.engine.features import MAX_BYTES, FeatureLoader, HeadView, fixed_wi
 from saccade.engine.plan import TrainConfig
 from saccade.errors import ConfigError, DataError
 from saccade.models.base import VisionModel
-from saccade.models.detector import Detector
 from saccade.models.segmenter import SegmenterConfig
 from saccade.tasks.semantic import relabelled
 from saccade.types import BoxTarget, Classes, ClassTarget, MapTarget, Target
@@ -163,7 +162,7 @@ def build_feed(model: VisionModel[Any, Any, Any], data: DataSource, config: Trai
             world_size=fabric.world_size,
         )
         feed = Feed(model, data, config, train_loader, val_loader)
-    if isinstance(model, Detector) and (announcement := model.announcement(model.preprocess.size)):
+    if announcement := model.announcement(model.preprocess.size):
         notes.append(announcement)
     if config.class_weights:
         notes.append(weigh_classes(model, train, feed.relabel))

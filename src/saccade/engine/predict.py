@@ -2,7 +2,8 @@
 
 The first pictures of a long list are run through the float32 model and through faster copies of it (``engine.fast``).
 The fastest copy that gives the same likeliest class on at least 99.5 % of them (of their pixels, for a segmenter), and
-no probability further off than 0.02 (no further on average, for a segmenter), does the rest.
+no probability further off than 0.02 (no further on average, for a segmenter), does the rest. For a detector the share
+is of its clear objects, and the difference that of their scores, on average.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class Plan:
     Attributes:
         name: what was done to the model.
         speedup: time of the float32 model over time of this one, on the checked pictures.
-        agreement: share of the checked pictures with the same top-1 label.
-        difference: largest difference of a probability.
+        agreement: share of equal answers on the checked pictures, as ``Task.agreement`` counts them.
+        difference: how far probabilities are apart there, largest or mean, as the task has it.
         rejected: what was tried and not taken, with the reason.
     """
 
@@ -151,7 +152,9 @@ class Predictor:
         for candidate in candidates(self.model, self.device):
             agreement, difference = task.agreement(run(candidate, self.model, checked), reference)
             speedup = base_seconds / _seconds(candidate, self.model, checked)
-            if agreement < MIN_AGREEMENT or not difference <= MAX_DIFFERENCE:
+            if agreement < MIN_AGREEMENT:
+                rejected.append(f"{candidate.name}: only {agreement:.2%} of the answers are the same")
+            elif not difference <= MAX_DIFFERENCE:
                 rejected.append(f"{candidate.name}: a probability differs by {difference:.3f}")
             elif speedup < max(best.speedup, MIN_SPEEDUP):
                 rejected.append(f"{candidate.name}: only {speedup:.2f} times as fast")

@@ -6,12 +6,12 @@ would depend on which pictures happened to be beside it.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from saccade.engine.groups import neighbours
 from saccade.engine.tiles import CPU_PIXELS, Run, TileConfig, needs_tiles, segment_picture
 from saccade.models.segmenter import Segmenter
 from saccade.types import Segmentation
@@ -36,8 +36,16 @@ def segment_pictures(
     run, plan = run or model, plan or TileConfig()
     device = next(model.parameters()).device
     found: list[Segmentation] = []
-    for group in _alike(pictures, at_once=None if device.type == "cpu" else AT_ONCE):
-        size = (int(group[0].shape[1]), int(group[0].shape[2]))
+
+    def size_of(picture: Tensor) -> tuple[int, int]:
+        return int(picture.shape[1]), int(picture.shape[2])
+
+    def most(size: tuple[int, int]) -> int:
+        # On a processor, as many pixels as its caches hold.
+        return AT_ONCE if device.type != "cpu" else max(CPU_PIXELS // max(size[0] * size[1], 1), 1)
+
+    for group in neighbours(pictures, size_of, most):
+        size = size_of(group[0])
         if len(group) == 1 or needs_tiles(model, size, plan):
             found += [segment_picture(run, picture, model, plan) for picture in group]
             continue
@@ -45,11 +53,3 @@ def segment_pictures(
         for one in model.postprocess(run(images), images):
             found.append(Segmentation(one.labels.cpu(), one.confidence.cpu(), one.classes))
     return found
-
-
-def _alike(pictures: Sequence[Tensor], at_once: int | None) -> Iterator[list[Tensor]]:
-    """Neighbours of one size, in groups of so many, or of so many pixels as a processor's caches hold."""
-    for shape, group in itertools.groupby(pictures, key=lambda picture: tuple(picture.shape)):
-        most = at_once or max(CPU_PIXELS // max(shape[1] * shape[2], 1), 1)
-        while part := list(itertools.islice(group, most)):
-            yield part

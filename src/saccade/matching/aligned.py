@@ -19,6 +19,7 @@ from torch import Tensor
 
 from saccade.config import Config
 from saccade.errors import ConfigError
+from saccade.matching.padded import pad_targets
 from saccade.ops.boxes import areas, paired_iou
 from saccade.types import BoxTarget
 
@@ -63,7 +64,8 @@ class AlignedAssigner(Config):
             targets: of B pictures, without crowds.
         """
         batch, num_points = scores.shape[:2]
-        objects, labels, is_object = _padded(targets, boxes.device)
+        objects, labels, is_object = pad_targets(targets, boxes.device)
+        is_object &= areas(objects) > 0
         if not objects.shape[1]:
             zeros = torch.zeros_like(scores)
             return Aligned(zeros[..., 0] > 0, torch.zeros_like(boxes), zeros)
@@ -90,19 +92,6 @@ class AlignedAssigner(Config):
         ranked = torch.where(is_inside, alignment, -1.0)
         places = ranked.topk(min(self.most, ranked.shape[-1]), dim=-1).indices
         return torch.zeros_like(is_inside).scatter_(2, places, value=True) & is_inside
-
-
-def _padded(targets: Sequence[BoxTarget], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes ``[B, M, 4]``, labels ``[B, M]`` and which of them are real ``[B, M]``."""
-    most = max((len(target) for target in targets), default=0)
-    boxes = torch.zeros(len(targets), most, 4, device=device)
-    labels = torch.zeros(len(targets), most, dtype=torch.int64, device=device)
-    is_object = torch.zeros(len(targets), most, dtype=torch.bool, device=device)
-    for index, target in enumerate(targets):
-        boxes[index, : len(target)] = target.boxes
-        labels[index, : len(target)] = target.labels
-        is_object[index, : len(target)] = areas(target.boxes) > 0
-    return boxes, labels, is_object
 
 
 def _one_owner(chosen: Tensor, overlaps: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from saccade.config import Config
 from saccade.errors import ConfigError
+from saccade.matching.padded import pad_targets
 from saccade.ops.boxes import from_centres, generalized_iou, to_centres
 from saccade.types import BoxTarget
 
@@ -46,14 +47,7 @@ class Objects(NamedTuple):
             targets: of B pictures, on the canvas.
             extent: ``[B, 2]`` height and width, in pixels of the canvas, that the boxes are shares of.
         """
-        most = max((len(target) for target in targets), default=0)
-        labels = torch.zeros(len(targets), most, dtype=torch.int64, device=extent.device)
-        corners = torch.zeros(len(targets), most, 4, device=extent.device)
-        is_object = torch.zeros(len(targets), most, dtype=torch.bool, device=extent.device)
-        for index, target in enumerate(targets):
-            labels[index, : len(target)] = target.labels
-            corners[index, : len(target)] = target.boxes
-            is_object[index, : len(target)] = True
+        corners, labels, is_object = pad_targets(targets, extent.device)
         sides = extent.float().flip(-1).repeat(1, 2)[:, None]
         return cls(labels, to_centres(corners / sides), is_object)
 

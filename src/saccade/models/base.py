@@ -88,3 +88,7 @@ class VisionModel(nn.Module, abc.ABC, Generic[OutputsT, TargetT, PredictionT]):
     def no_decay(self) -> set[str]:
         """Names of parameters, beside norms and biases, that weight decay must spare."""
         return set()
+
+    def announcement(self, size: tuple[int, int]) -> str | None:
+        """What people should know before pictures ``(h, w)`` on the canvas are looked at, such as a great cost."""
+        return None

@@ -103,10 +103,6 @@ class Detector(VisionModel[OutputsT, BoxTarget, Detections]):
     def candidates(self, outputs: OutputsT, images: ImageBatch) -> list[Candidates]:
         """The raw candidates of each picture, before any threshold; gradients pass."""
 
-    def announcement(self, size: tuple[int, int]) -> str | None:
-        """What people should know before pictures ``(h, w)`` on the canvas are looked at, such as a great cost."""
-        return None
-
     def postprocess(self, outputs: OutputsT, images: ImageBatch) -> list[Detections]:
         """The objects of each picture, in the pixels of the original."""
         found = []

@@ -196,7 +196,7 @@ class DetrFast(Detector[FastOutputs]):
         super().__init__(config)
         width = config.width
         self.backbone = config.backbone.build_pyramid()
-        self._stages = _stages(self.backbone.strides, config.strides)
+        self._stages = self.backbone.stages_of(config.strides)
         self.encoder = MapEncoder([self.backbone.channels[stage] for stage in self._stages], config)
         self.levels = nn.ModuleList(nn.Identity() for _ in config.strides)
         self.cell = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
@@ -313,20 +313,6 @@ def _box_layers(width: int) -> nn.Sequential:
     nn.init.normal_(last.weight, std=1e-3)
     nn.init.zeros_(last.bias)
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), last)
-
-
-def _stages(given: Sequence[int], wanted: Sequence[int]) -> list[int]:
-    """Indices of the backbone's maps with the wanted strides, the last one of each.
-
-    Raises:
-        ConfigError: where one is missing.
-    """
-    last = {stride: stage for stage, stride in enumerate(given)}
-    missing = [stride for stride in wanted if stride not in last]
-    if missing:
-        known = ", ".join(str(stride) for stride in last)
-        raise ConfigError(f"no map of the backbone has stride {missing[0]}", where="strides", expected=f"of {known}")
-    return [last[stride] for stride in wanted]
 
 
 def _variants() -> dict[str, DetrFastConfig]:

@@ -98,7 +98,11 @@ class FasterRCNN(Detector[TwoStageOutputs]):
     def __init__(self, config: TwoStageConfig) -> None:
         super().__init__(config)
         self.backbone = config.backbone.build_pyramid()
-        self._stages = _stages(self.backbone.strides, config.strides)
+        coarsest = max(self.backbone.strides)
+        if coarsest not in config.strides:  # it would compute a map for nobody
+            told = "the backbone's coarsest map is not used"
+            raise ConfigError(told, where="strides", expected=f"{coarsest} in them")
+        self._stages = self.backbone.stages_of(config.strides)
         channels = [self.backbone.channels[stage] for stage in self._stages]
         self.pyramid = FeaturePyramid(channels, config.pyramid_width, has_norm=config.pyramid_norm)
         self.rpn = RPN(config.rpn, config.pyramid_width)
@@ -165,22 +169,6 @@ class FasterRCNN(Detector[TwoStageOutputs]):
     def level_of(self, boxes: Tensor) -> list[str]:
         """The layer of ``explain_spec`` that each region ``[N, 4]`` on the canvas is read from."""
         return [f"p{self.config.strides[level].bit_length() - 1}" for level in self.box.extract.levels(boxes).tolist()]
-
-
-def _stages(given: Sequence[int], wanted: Sequence[int]) -> list[int]:
-    """Indices of the backbone's maps with the wanted strides, the last one of each.
-
-    Raises:
-        ConfigError: where one is missing, or the last stage would compute a map for nobody.
-    """
-    last = {stride: stage for stage, stride in enumerate(given)}
-    if max(given) not in wanted:
-        raise ConfigError("the backbone's coarsest map is not used", where="strides", expected=f"{max(given)} in them")
-    missing = [stride for stride in wanted if stride not in last]
-    if missing:
-        known = ", ".join(str(stride) for stride in last)
-        raise ConfigError(f"no map of the backbone has stride {missing[0]}", where="strides", expected=f"of {known}")
-    return [last[stride] for stride in wanted]
 
 
 NARROW = TimmConfig(name="resnet18", arguments={"channels": [16, 32, 64, 128]})

@@ -26,11 +26,12 @@ from saccade.models.roi_heads import (
     BoxOutputs,
     BoxPredictor,
     Regions,
-    class_evidence,
+    region_candidates,
     region_losses,
+    sample_regions,
 )
 from saccade.nn.roi import RoIExtractor
-from saccade.ops.boxes import decode, from_centres, to_centres
+from saccade.ops.boxes import from_centres, to_centres
 from saccade.ops.image import Preprocess
 from saccade.ops.regions import RegionMemory, SelectiveSearch
 from saccade.types import BoxTarget, ImageBatch, Losses
@@ -67,12 +68,9 @@ class RegionDetector(Detector[BoxOutputs]):
     def sample(self, proposals: Sequence[Tensor], targets: Sequence[BoxTarget]) -> list[Tensor]:
         """A balanced choice of each picture's regions and its objects themselves; two at least, for the batch norms."""
         chosen = []
-        for boxes, target in zip(proposals, targets, strict=True):
-            boxes = torch.cat([boxes, target.without_crowds().boxes.to(boxes)])
-            positive, negative = self.learning.sampler(self.learning.assigner(boxes, target).matched)
-            rows = torch.cat([positive, negative])
+        for boxes, some in zip(proposals, sample_regions(proposals, targets, self.learning), strict=True):
             # Where crowds cover everything one region stays, which nothing is learned from.
-            some = boxes[rows] if len(rows) else boxes[:1]
+            some = some if len(some) else boxes[:1]
             chosen.append(some if len(some) > 1 else some.repeat(2, 1))
         return chosen
 
@@ -82,12 +80,7 @@ class RegionDetector(Detector[BoxOutputs]):
 
     def candidates(self, outputs: BoxOutputs, images: ImageBatch) -> list[Candidates]:
         """Every region of each picture as an object of every class."""
-        scores, odds = class_evidence(outputs.logits)
-        found = []
-        for rows in outputs.regions.per_image(len(images)):
-            boxes = decode(outputs.codes[rows].float(), outputs.regions.boxes[rows, None], self.learning.code_weights)
-            found.append(Candidates(boxes, scores[rows], odds[rows]))
-        return found
+        return region_candidates(outputs, len(images), self.learning)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -195,21 +195,11 @@ class BoxHead(RoIHead[BoxOutputs]):
 
     def sample(self, proposals: Sequence[Tensor], targets: Sequence[BoxTarget]) -> Regions:
         """A balanced choice of each picture's proposals ``[R_b, 4]`` and its objects themselves, to learn from."""
-        chosen = []
-        for boxes, target in zip(proposals, targets, strict=True):
-            boxes = torch.cat([boxes, target.without_crowds().boxes.to(boxes)])
-            positive, negative = self.config.sampler(self.config.assigner(boxes, target).matched)
-            chosen.append(boxes[torch.cat([positive, negative])])
-        return Regions.of(chosen)
+        return Regions.of(sample_regions(proposals, targets, self.config))
 
     def candidates(self, outputs: BoxOutputs, count: int) -> list[Candidates]:
         """Every region of each of ``count`` pictures as an object of every class."""
-        scores, odds = class_evidence(outputs.logits)
-        found = []
-        for rows in outputs.regions.per_image(count):
-            boxes = decode(outputs.codes[rows].float(), outputs.regions.boxes[rows, None], self.config.code_weights)
-            found.append(Candidates(boxes, scores[rows], odds[rows]))
-        return found
+        return region_candidates(outputs, count, self.config)
 
     @torch.no_grad()
     def keep(self, outputs: BoxOutputs, sizes: Sequence[tuple[int, int]]) -> list[Kept]:
@@ -270,6 +260,26 @@ def class_evidence(logits: Tensor) -> tuple[Tensor, Tensor]:
     share = (logits - total).masked_fill(is_likeliest, -1.0).exp()
     others = torch.where(is_likeliest, beside, total + torch.log1p(-share))
     return logits.softmax(dim=1)[:, :-1], (logits - others)[:, :-1]
+
+
+def sample_regions(proposals: Sequence[Tensor], targets: Sequence[BoxTarget], config: BoxHeadConfig) -> list[Tensor]:
+    """A balanced choice of each picture's proposals ``[R_b, 4]`` and its objects themselves, to learn from."""
+    chosen = []
+    for boxes, target in zip(proposals, targets, strict=True):
+        boxes = torch.cat([boxes, target.without_crowds().boxes.to(boxes)])
+        positive, negative = config.sampler(config.assigner(boxes, target).matched)
+        chosen.append(boxes[torch.cat([positive, negative])])
+    return chosen
+
+
+def region_candidates(outputs: BoxOutputs, count: int, config: BoxHeadConfig) -> list[Candidates]:
+    """Every region of each of ``count`` pictures as an object of every class."""
+    scores, odds = class_evidence(outputs.logits)
+    found = []
+    for rows in outputs.regions.per_image(count):
+        boxes = decode(outputs.codes[rows].float(), outputs.regions.boxes[rows, None], config.code_weights)
+        found.append(Candidates(boxes, scores[rows], odds[rows]))
+    return found
 
 
 def region_losses(outputs: BoxOutputs, targets: Sequence[BoxTarget], config: BoxHeadConfig) -> dict[str, Tensor]:

@@ -162,11 +162,10 @@ class Yolo(Detector[YoloOutputs]):
         height, width = int(images.pixels.shape[-2]), int(images.pixels.shape[-1])
         pixels = F.pad(images.pixels, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
         maps = [keep(level) for keep, level in zip(self.levels, self.pyramid(self.backbone(pixels)), strict=True)]
-        answers_alone = not self.training
         # The maps are formed by the heads that many points teach; the others read what is there.
         seen = [level.detach() for level in maps] if self.training else maps
-        one = self._said(self.one_to_one, seen, is_asked=not answers_alone or self.config.answers == "one_to_one")
-        many = self._said(self.one_to_many, maps, is_asked=not answers_alone or self.config.answers == "one_to_many")
+        one = self._said(self.one_to_one, seen, is_asked=self.training or self.config.answers == "one_to_one")
+        many = self._said(self.one_to_many, maps, is_asked=self.training or self.config.answers == "one_to_many")
         return YoloOutputs(*one, *many, _points(maps))
 
     def _said(self, heads: nn.ModuleList, maps: Sequence[Tensor], *, is_asked: bool) -> tuple[Tensor, Tensor]:
