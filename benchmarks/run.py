@@ -23,7 +23,7 @@ BENCHMARKS = {
     "gradcam": "Grad-CAM against pytorch-grad-cam, and against our own forward pass",
     "moe": "8 experts, one active, against the dense layer of the same active width: reach at most 1.3",
     "segmentation": "FCN and U-Net against torchvision and segmentation-models-pytorch; one pass against sliding",
-    "detection": "Faster and Mask R-CNN against torchvision: forward, predict, training step",
+    "detection": "Faster and Mask R-CNN against torchvision: forward, predict, training step and its memory",
     "ladder_detection": "What a picture costs on every rung of the ladder of detectors",
     "detr": "DETR-R50 against transformers: forward pass, training step, matching",
     "coco_evaluation": "COCO evaluation against pycocotools and torchmetrics; memory with many masks",

@@ -19,6 +19,8 @@ def test_public_names_are_frozen() -> None:
         "load",
         "predict",
         "register",
+        "search",
+        "study",
         "train",
     ]
 

@@ -15,9 +15,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saccade.api import convert, create, evaluate, explain, load, predict, train
+    from saccade.api import convert, create, evaluate, explain, load, predict, search, train
     from saccade.errors import SaccadeError
     from saccade.registry import register
+    from saccade.studies.run import study
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,8 @@ _HOME = {
     "load": "saccade.api",
     "predict": "saccade.api",
     "register": "saccade.registry",
+    "search": "saccade.api",
+    "study": "saccade.studies.run",
     "train": "saccade.api",
 }
 
@@ -43,6 +46,8 @@ __all__ = [
     "load",
     "predict",
     "register",
+    "search",
+    "study",
     "train",
 ]
 

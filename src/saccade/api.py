@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saccade.config import from_dict, override
-from saccade.data.source import open_data
+from saccade.data.source import DataSource, open_data
 from saccade.errors import ConfigError, WeightsError
 from saccade.models.base import VisionModel
 
 if TYPE_CHECKING:
     from saccade.data.convert import Conversion
     from saccade.data.decode import ImageSource
+    from saccade.engine.open_vocabulary import PromptDetector, PromptSegmenter
+    from saccade.engine.retrieval import Found
     from saccade.engine.train import StepRecord
     from saccade.explanation.heatmap import Heatmap
     from saccade.explanation.questions import Question
@@ -62,7 +64,7 @@ def load(source: str | Path) -> AnyModel:
 
     Args:
         source: ``best.safetensors``, the run folder that holds it, or ``timm/...``, ``torchvision/...``,
-            ``transformers/...`` (downloaded by those libraries, only because you asked).
+            ``transformers/...`` (downloaded by those libraries, only because you asked); or the ONNX file of a YOLOX.
 
     Raises:
         WeightsError: where the file is missing, damaged, foreign, or the source cannot be reached.
@@ -76,13 +78,13 @@ def load(source: str | Path) -> AnyModel:
     path = Path(source)
     if path.is_dir():
         return load_model(path / "best.safetensors")
-    if path.exists():
-        return load_model(path)
     text = str(source)
-    if text.startswith(SOURCES):
+    if text.startswith(SOURCES) or (path.suffix == ".onnx" and path.exists()):
         from saccade.models.build import from_source
 
         return from_source(text)
+    if path.exists():
+        return load_model(path)
     if text in names():
         remedy = f"train it first (saccade train {text} DATA) and give the run folder"
         raise WeightsError("this is an architecture without weights", where=text, remedy=remedy)
@@ -161,9 +163,12 @@ def start(
     """
     import torch
 
+    from saccade.data.captions import training_texts
     from saccade.data.inspect import check_readable
     from saccade.engine.plan import TrainConfig
     from saccade.engine.train import train as run
+    from saccade.models.build import create as build
+    from saccade.models.build import find_config
 
     parts = _sorted_by_part(assignments)
     source = open_data(data, task=task_of(model), strict=strict)
@@ -174,7 +179,9 @@ def start(
     if isinstance(model, str):
         torch.manual_seed(config.seed)
         with _placed_in("model"):
-            model = create(model, classes=source.classes.names, overrides=parts["model"])
+            described = find_config(model).described(source.attributes)
+            described = described.fitted(lambda: training_texts(source.split("train")))
+            model = build(described, classes=source.classes.names, overrides=parts["model"])
     elif parts["model"]:
         raise ConfigError("model.* overrides need a model by name", where=parts["model"][0])
     notes = () if weights is None else (f"weights: {_load_weights(model, weights)}",)
@@ -207,13 +214,16 @@ def evaluate(
     *,
     split: str | None = None,
     strict: bool = False,
+    templates: str | Sequence[str] | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Score a model on labelled pictures.
 
     Args:
-        model: a model, file, run folder or published source.
+        model: a model, file, run folder or published source; one for zero_shot is scored on captions, and on pictures
+            with classes by the names of these.
         data: anything ``open_data`` knows.
+        templates: of a zero-shot model, what names are put into: a named set, or texts with one ``{}`` each.
         split: ``train``, ``val`` or ``test``; by default the one that is held out.
         strict: fail on a corrupt file or a class that does not match, instead of reporting it.
         settings: fields of ``EvaluateConfig``: batch_size, workers, ...
@@ -222,10 +232,10 @@ def evaluate(
         The figures of the model's task, the headline with its 95 % interval, figures per class, and what went worst.
     """
     from saccade.engine.evaluate import EvaluateConfig, evaluate_split
+    from saccade.text.prompts import as_templates
 
-    ready = as_model(model)
-    source = open_data(data, task=ready.task, strict=strict)
-    config = from_dict(EvaluateConfig, {"strict": strict, **settings})
+    ready, source = open_for(model, data, templates=templates, strict=strict)
+    config = from_dict(EvaluateConfig, {"strict": strict, "templates": as_templates(templates) or (), **settings})
     return evaluate_split(ready, source, split, config)[1]
 
 
@@ -235,6 +245,10 @@ def predict(
     *,
     batch_size: int = 32,
     speed: Literal["auto", "exact"] = "auto",
+    classes: Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
+    maps: bool = False,
+    boxes: str | Path | AnyModel | None = None,
 ) -> list[Prediction]:
     """What the model sees in pictures, one prediction each: ``Classification``, ``Segmentation`` or ``Detections``.
 
@@ -244,16 +258,45 @@ def predict(
         batch_size: pictures per forward pass.
         speed: ``auto`` may use a faster copy of the model on long lists, after checking on your own pictures that it
             agrees with the float32 model; ``exact`` never does.
+        classes: what a zero-shot model shall tell apart, in words; it was never trained on them.
+        templates: what these names are put into: a named set (``photo``, ``imagenet80``), or texts with one ``{}``.
+        maps: of a zero-shot model, one of the classes for every pixel: a ``Segmentation``.
+        boxes: of a zero-shot model, a detector whose boxes get these classes: ``Detections``.
 
     Raises:
         ImageError: naming the picture that cannot be read.
-        InputError: where an array is not clearly a picture.
+        InputError: where an array is not clearly a picture, or a zero-shot model is given no classes.
     """
     from saccade.engine.predict import PredictConfig, Predictor
 
     several: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
     config = from_dict(PredictConfig, {"batch_size": batch_size, "speed": speed})
-    return Predictor(as_model(model), config)(several)
+    ready = with_classes(model, classes, templates)
+    if prompter := prompter_of(ready, maps=maps, boxes=boxes):
+        return list(prompter.stream(several))
+    return Predictor(ready, config)(several)
+
+
+def prompter_of(
+    model: AnyModel, *, maps: bool = False, boxes: str | Path | AnyModel | None = None
+) -> PromptSegmenter | PromptDetector | None:
+    """What applies prompts to pixels or boxes, where either is wanted.
+
+    Args:
+        model: ready to predict.
+        maps: a class for every pixel.
+        boxes: classes for the boxes of this detector.
+
+    Raises:
+        ConfigError: both at once, or models that cannot do it.
+    """
+    from saccade.engine.open_vocabulary import PromptDetector, PromptSegmenter
+
+    if maps and boxes is not None:
+        raise ConfigError("a label map and boxes are two predictions", where="boxes", remedy="ask for one at a time")
+    if boxes is not None:
+        return PromptDetector(model, as_model(boxes))
+    return PromptSegmenter(model) if maps else None
 
 
 def explain(
@@ -265,6 +308,8 @@ def explain(
     method: Any = "auto",
     layer: str = "auto",
     verdict: bool = True,
+    classes: Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
 ) -> Heatmap:
     """Which pixels decided about a class or about the class of a region, and how far the answer can be trusted.
 
@@ -280,6 +325,9 @@ def explain(
         layer: declared layer for methods that read one; ``auto`` is the one that the model names as usual.
         verdict: measure how far the map can be trusted: some 54 pictures go through a model, and the method runs again
             on two shuffled copies of it.
+        classes: what a zero-shot model shall tell apart, in words; ``of`` and ``against`` then name two of them.
+            Without them ``of`` and ``against`` may be any words.
+        templates: what these names are put into.
 
     Example:
         >>> heat = saccade.explain(model, "photo.jpg", of="sneaker", method="gradcam")
@@ -288,8 +336,68 @@ def explain(
     """
     from saccade.explanation.explain import explain as run
 
-    ready = as_model(model) if isinstance(model, str | Path) else model
+    ready = with_prompts(model, [of], against, classes, templates)
     return run(ready, image, of=of, against=against, method=method, layer=layer, verdict=verdict)
+
+
+def with_prompts(
+    model: Any,
+    of: Sequence[Question],
+    against: str | int | None,
+    classes: Sequence[str] | None,
+    templates: str | Sequence[str] | None = None,
+) -> Any:
+    """A model that is ready to be explained: of one for zero_shot, what is asked in words are its classes.
+
+    Args:
+        model: as for ``explain``.
+        of: what is asked.
+        against: what it is contrasted with.
+        classes: names, where the model shall tell apart more than what is asked.
+        templates: what names are put into; questions in words stand for themselves.
+    """
+    from saccade.explanation.prompts import prompts_of
+
+    if classes is not None:
+        return with_classes(model, classes, templates)
+    ready = as_model(model) if isinstance(model, str | Path) else model
+    if getattr(ready, "task", None) != "zero_shot":
+        return ready
+    return with_classes(ready, prompts_of(of, against), templates or ("{}",))
+
+
+def search(
+    model: str | Path | AnyModel,
+    folder: str | Path,
+    query: str | ImageSource,
+    *,
+    top: int = 10,
+    dtype: Literal["float32", "float16"] = "float32",
+) -> list[Found]:
+    """The pictures of a folder that fit words, or that are like another picture.
+
+    The vectors of the pictures are kept in one file in the folder, and made anew only for files that changed.
+
+    Args:
+        model: a model, file, run folder or published source; words want a model for zero_shot, pictures any classifier.
+        folder: of pictures, with the folders in it.
+        query: words, or a picture: path, PIL picture, array or tensor.
+        top: how many.
+        dtype: how vectors are kept; ``float16`` halves the file.
+
+    Raises:
+        DataError: no picture in the folder.
+        ConfigError: words for a model that knows none.
+
+    Example:
+        >>> for found in saccade.search("runs/clip", "photos", "a red bicycle", top=5):
+        ...     print(found.path, found.score)
+    """
+    from saccade.engine.retrieval import embed_query, open_index
+
+    ready = as_model(model)
+    vector = embed_query(ready, query)
+    return open_index(ready, folder, dtype=dtype)[0].search(vector, top)[0]
 
 
 def convert(
@@ -324,6 +432,61 @@ def convert(
     from saccade.data.convert import convert as run
 
     return run(source, destination, to=to, task=task, lossy=lossy, copy=copy, strict=strict)
+
+
+def with_classes(
+    model: str | Path | AnyModel, classes: Sequence[str] | None, templates: str | Sequence[str] | None = None
+) -> AnyModel:
+    """A model that is ready to predict: one for zero_shot becomes a classifier by the names of classes.
+
+    Args:
+        model: a model, file, run folder or published source; the embedded names are kept beside a file of ours.
+        classes: the names; only for models for zero_shot, which need them.
+        templates: what each name is put into: a named set, or texts with one ``{}`` each; default the model's own.
+
+    Raises:
+        InputError: a zero-shot model without classes, names that are empty or repeat.
+        ConfigError: classes for a model that has its own.
+    """
+    ready = as_model(model)
+    if ready.task == "zero_shot":
+        from saccade.engine.text_cache import classifier_of
+
+        file = Path(model) if isinstance(model, str | Path) else None
+        return classifier_of(ready, classes, templates, file / "best.safetensors" if file and file.is_dir() else file)
+    if classes is not None:
+        told = f"the model is for {ready.task} and has classes of its own"
+        raise ConfigError(told, where="classes", remedy="leave them out, or give a model for zero_shot")
+    return ready
+
+
+def open_for(
+    model: str | Path | AnyModel,
+    data: str | Path | object,
+    *,
+    classes: Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
+    strict: bool = False,
+) -> tuple[AnyModel, DataSource]:
+    """A model and data that it can be scored on.
+
+    A model for zero_shot takes captions as it is, and becomes a classifier by the names of the classes where pictures
+    have classes instead.
+
+    Args:
+        model: a model, file, run folder or published source.
+        data: anything ``open_data`` knows.
+        classes: names that such a classifier tells apart, where they shall be more than those of the data.
+        templates: what names are put into, for such a classifier.
+        strict: as for ``open_data``.
+    """
+    ready = as_model(model)
+    if ready.task != "zero_shot":
+        return with_classes(ready, classes, templates), open_data(data, task=ready.task, strict=strict)
+    found = open_data(data, task="classification" if classes is not None else None, strict=strict)
+    if found.task != "classification":
+        return ready, open_data(data, task="zero_shot", strict=strict)
+    return with_classes(model, classes or found.classes.names, templates), found
 
 
 def task_of(model: str | AnyModel) -> TaskName:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -17,7 +17,9 @@ from saccade import render
 from saccade.api import AnyModel
 from saccade.atomic import check_folder, whole_file, write_json
 from saccade.data.decode import SUFFIXES, read_image
+from saccade.engine.open_vocabulary import PromptDetector, PromptSegmenter
 from saccade.engine.predict import PredictConfig, Predictor
+from saccade.engine.retrieval import embed_query, is_picture_path, open_index
 from saccade.errors import ConfigError, DataError, InputError, UnknownNameError
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
 from saccade.explanation.heatmap import Heatmap
@@ -59,12 +61,17 @@ def picture_paths(paths: Iterable[Path]) -> list[Path]:
 
 
 def predict_files(
-    model: AnyModel, paths: Iterable[Path], *, top: int, exact: bool, out: Path | None = None
+    model: AnyModel | PromptSegmenter | PromptDetector,
+    paths: Iterable[Path],
+    *,
+    top: int,
+    exact: bool,
+    out: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """One plain record per picture: its path and its classes, likeliest or largest first.
 
     Args:
-        model: of any task.
+        model: of any task, or what applies prompts to pixels or boxes.
         paths: pictures, and folders of them.
         top: how many classes to tell.
         exact: the float32 model as written, no faster copy.
@@ -78,7 +85,11 @@ def predict_files(
     if top < 1:
         raise ConfigError(f"{top} classes per picture leave nothing to tell", where="--top", expected="at least 1")
     files = picture_paths(paths)
-    predictor = Predictor(model, PredictConfig(speed="exact" if exact else "auto"))
+    predictor = (
+        model
+        if isinstance(model, PromptSegmenter | PromptDetector)
+        else Predictor(model, PredictConfig(speed="exact" if exact else "auto"))
+    )
     stems = _stems(files)
     for path, stem, prediction in zip(files, stems, predictor.stream(files), strict=True):
         record = {"image": str(path), **TASKS[model.task].record(prediction, top)}
@@ -140,6 +151,52 @@ def _write_maps(prediction: Segmentation, path: Path, out: Path, stem: str) -> d
     return {"labels": labels.name, "overlay": overlay.name, "components": listed}
 
 
+class SearchResults(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        records: path and score of each picture, most similar first.
+        notes: what the user should know, one sentence each.
+    """
+
+    records: list[dict[str, Any]]
+    notes: tuple[str, ...]
+
+
+def search_files(
+    model: AnyModel, folder: Path, query: str, *, top: int, out: Path | None = None, is_half: bool = False
+) -> SearchResults:
+    """The pictures of a folder that fit words or another picture.
+
+    Args:
+        model: words want one for zero_shot; pictures any classifier.
+        folder: of pictures; the index is kept in it.
+        query: words, or the path of a picture.
+        top: how many pictures.
+        out: folder for ``found.json`` and ``found.png``.
+        is_half: keep the vectors in 16 bits.
+    """
+    if out is not None:
+        check_folder(out)
+    vector = embed_query(model, query)
+    index, notes = open_index(model, folder, dtype="float16" if is_half else "float32")
+    found = index.search(vector, top)[0]
+    records = [{"image": str(one.path), "score": one.score} for one in found]
+    if out is not None:
+        write_json(out / "found.json", {"query": query, "model": index.digest, "of": len(index), "found": records})
+        names = [one.path.relative_to(folder).as_posix() for one in found]
+        looked_for = read_image(query) if is_picture_path(query) else None
+        sheet = render.found_sheet(
+            [read_image(one.path) for one in found],
+            [one.score for one in found],
+            names,
+            title=f"{query if looked_for is None else Path(query).name}: the most similar of {len(index)}",
+            query=looked_for,
+        )
+        render.save(sheet, out / "found.png")
+    return SearchResults(records, notes)
+
+
 def explain_files(
     model: AnyModel,
     paths: Iterable[Path],
@@ -182,6 +239,7 @@ def explain_files(
             heat.save_array(f"{place}.npz")
             write_json(f"{place}.json", {"image": str(path), **heat.about()})
             yield f"{path}: {describe(heat)}"
+            yield from (f"{path}: {note}" for note in heat.notes)
         if len(names) > 1:
             first = render.Panel(image=maps[0].image, title="picture", caption=path.name)
             panels = [first, *(panel(heat, title=heat.name) for heat in maps)]

@@ -40,6 +40,14 @@ Images = Annotated[
     list[Path], typer.Argument(metavar="IMAGES...", readable=False, help="Picture files, or folders of them.")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail on a corrupt file or a class that does not match.")]
+ClassNames = Annotated[
+    str | None,
+    typer.Option("--classes", metavar="NAMES", help='Of a zero-shot model: "a cat,a dog", or a file of names.'),
+]
+Templates = Annotated[
+    str | None,
+    typer.Option(metavar="SET", help="What these names are put into: photo, imagenet80, a file, or a text with {}."),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -179,7 +187,7 @@ def data_make(
     count: Annotated[int, typer.Option(help="Scenes in all.")] = 200,
     size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 96,
     task: Annotated[
-        str, typer.Option(help="classification, segmentation, detection, instance or captions.")
+        str, typer.Option(help="classification, segmentation, detection, instance, captions or attributes.")
     ] = "classification",
     seed: Annotated[int, typer.Option(help="The same seed draws the same scenes.")] = 0,
 ) -> None:
@@ -254,6 +262,8 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(metavar="JSON", help="Score this COCO result file, made by anyone, instead.")
     ] = None,
+    class_names: ClassNames = None,
+    templates: Templates = None,
     strict: Strict = False,
 ) -> None:
     """Score a model: the headline with its interval, figures per class; the worst mistakes, explained."""
@@ -267,19 +277,30 @@ def evaluate(
         return
     if model is None or data is None:
         raise ConfigError("evaluate needs MODEL and DATA", remedy="for example: saccade evaluate runs/pets data/pets")
-    _evaluate_model(model, data, split, out, config)
+    _evaluate_model(model, data, split, out, config, class_names, templates)
 
 
-def _evaluate_model(model: str, data: str, split: str | None, out: Path | None, config: EvaluateConfig) -> None:
-    from saccade.api import load
+def _evaluate_model(
+    model: str,
+    data: str,
+    split: str | None,
+    out: Path | None,
+    config: EvaluateConfig,
+    class_names: str | None,
+    templates: str | None,
+) -> None:
+    from dataclasses import replace
+
+    from saccade.api import open_for
     from saccade.console import new_console, print_evaluation
-    from saccade.data.source import open_data
     from saccade.report import ReportConfig, evaluate_and_report
+    from saccade.text.prompts import as_templates
 
     folder = out or _evaluation_folder(model)
-    loaded = load(model)
+    classes = _class_names(class_names)
+    loaded, source = open_for(model, data, classes=classes, templates=templates, strict=config.strict)
     _announce(loaded)
-    source = open_data(data, task=loaded.task, strict=config.strict)
+    config = replace(config, templates=as_templates(templates) or ())
     report = ReportConfig(title=f"{model} on {data}", split=split, evaluate=config)
     evaluation, _ = evaluate_and_report(loaded, source, folder, report)
     console = new_console()
@@ -308,6 +329,13 @@ def _evaluate_predictions(
         typer.echo(f"\nwritten: {out / 'evaluation.json'}")
 
 
+def _class_names(given: str | None) -> tuple[str, ...] | None:
+    """Names between commas, or those in a file; None where none are given."""
+    from saccade.text.prompts import class_names
+
+    return None if given is None else class_names(given)
+
+
 def _announce(model: AnyModel) -> None:
     """Say before a slow detector starts what it will cost."""
     if words := model.announcement(model.preprocess.size):
@@ -322,18 +350,27 @@ def predict(
     top: Annotated[int, typer.Option(help="Classes to tell per picture.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on the screen.")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="The float32 model as written, no faster copy.")] = False,
+    class_names: ClassNames = None,
+    templates: Templates = None,
+    maps: Annotated[
+        bool, typer.Option("--map", help="Of a zero-shot model: one of --classes for every pixel.")
+    ] = False,
+    boxes: Annotated[
+        str | None, typer.Option(metavar="DETECTOR", help="Of a zero-shot model: --classes for this detector's boxes.")
+    ] = None,
 ) -> None:
     """What the model sees in pictures."""
-    from saccade.api import load
+    from saccade.api import prompter_of, with_classes
     from saccade.atomic import check_folder, write_json
     from saccade.batch import predict_files, told
 
     if out is not None:
         check_folder(out)
     records = []
-    loaded = load(model)
+    loaded = with_classes(model, _class_names(class_names), templates)
     _announce(loaded)
-    for record in predict_files(loaded, images, top=top, exact=exact, out=out):
+    ready = prompter_of(loaded, maps=maps, boxes=boxes) or loaded
+    for record in predict_files(ready, images, top=top, exact=exact, out=out):
         records.append(record)
         typer.echo(json.dumps(record) if as_json else told(record))
     if out is not None:
@@ -353,16 +390,69 @@ def explain(
     layer: Annotated[str, typer.Option(help="Declared layer to look at; default the model's own.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for pictures, arrays and manifests.")] = Path("explanations"),
     verdict: Annotated[bool, typer.Option(help="Measure how far each map can be trusted.")] = True,
+    class_names: ClassNames = None,
+    templates: Templates = None,
 ) -> None:
     """Which pixels decided, and how far to trust the answer."""
-    from saccade.api import load
+    from saccade.api import with_prompts
     from saccade.batch import explain_files
     from saccade.explanation.explain import ExplainOptions
 
     options = ExplainOptions(layer=layer, against=against, verdict=verdict)
-    for line in explain_files(load(model), images, of or [], options, method or ["auto"], out):
+    loaded = with_prompts(model, of or [], against, _class_names(class_names), templates)
+    for line in explain_files(loaded, images, of or [], options, method or ["auto"], out):
         typer.echo(line)
     typer.echo(f"written: {out}")
+
+
+@app.command()
+def search(
+    model: Model,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of pictures; the index is kept in it.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help='Words such as "a red bicycle", or a picture file.')],
+    top: Annotated[int, typer.Option(help="Pictures to tell.")] = 10,
+    out: Annotated[Path | None, typer.Option(help="Folder for found.json and a sheet of the found pictures.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Keep the vectors in 16 bits: half the file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on the screen.")] = False,
+) -> None:
+    """Find pictures by words, or by another picture."""
+    from saccade.api import load
+    from saccade.batch import search_files
+
+    results = search_files(load(model), folder, query, top=top, out=out, is_half=half)
+    for note in results.notes:
+        typer.echo(f"note: {note}", err=True)
+    for record in results.records:
+        typer.echo(json.dumps(record) if as_json else f"{record['score']:.3f}  {record['image']}")
+    if out is not None:
+        typer.echo(f"written: {out}", err=as_json)
+
+
+@app.command()
+def study(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A study, `all`, or `ladder`; none lists them with claims.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="Your own data, for `ladder`; its task is recognised.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Within 90 seconds each, instead of 20 minutes.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for page, figures and finished trials.")] = Path("runs/studies"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No live progress.")] = False,
+) -> None:
+    """A claim of the field, measured under equal conditions: holds, does not hold here, or undecided."""
+    from saccade.console import new_console
+    from saccade.studies.run import print_list
+    from saccade.studies.run import study as run
+
+    if name is None:
+        print_list(new_console())
+        return
+    try:
+        run(name, data, quick=quick, out=out, quiet=quiet)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; the same command goes on where it stopped\n")
+        raise typer.Exit(130) from None
 
 
 def _check_nothing_beside_resume(others: Mapping[str, object]) -> None:

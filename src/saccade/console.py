@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from saccade.data.captionsheet import told_captions
 from saccade.tasks.base import percent
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     totals = [sum(counts.values()) for counts in objects.values()]
     rows.append(["in all", *counted.values(), *("" for _ in pixels), *totals])
     console.print(table(head, rows))
+    for split, facts in inspection.captions.items():
+        console.print(f"captions of {split}: {told_captions(facts)}")
     console.print(f"sizes: {inspection.sizes}")
     modes = ", ".join(f"{count:,} {mode}" for mode, count in inspection.modes.items())
     console.print(f"colours: {modes}")

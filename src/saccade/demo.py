@@ -18,7 +18,7 @@ from saccade.engine.recipes import BLOOD_CELLS, CLOTHES, NUCLEI, SINGLE_NUCLEI, 
 from saccade.errors import RunError
 from saccade.report import Part, ReportConfig, evaluate_and_report, write_page
 from saccade.tasks.base import percent
-from saccade.types import Classification, Prediction, Segmentation
+from saccade.types import Classification, Embedding, Prediction, Segmentation
 
 TASKS = (
     ("classification", CLOTHES),
@@ -80,6 +80,8 @@ def _one(folder: Path, recipe: Recipe, console: Console) -> Part:
 def _words(prediction: Prediction) -> str:
     if isinstance(prediction, Classification):
         return f"{prediction.name} {percent(prediction.score)}"
+    if isinstance(prediction, Embedding):
+        return f"a vector of {len(prediction.image)} numbers"
     if not isinstance(prediction, Segmentation):
         counts = Counter(prediction.name(index) for index in range(len(prediction.above(0.5))))
         return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing found"

@@ -2,9 +2,10 @@
 
 Cross-entropy with soft labels as in Szegedy et al. 2015, arXiv 1512.00567. Load balance: Fedus et al. 2021, arXiv
 2101.03961, equation 4. Router z: Zoph et al. 2022, arXiv 2202.08906, equation 5. Smooth L1: Girshick 2015, arXiv
-1504.08083, equation 3.
+1504.08083, equation 3. Pictures and texts: Radford et al. 2021 (CLIP), arXiv 2103.00020, figure 3; Zhai et al. 2023
+(SigLIP), arXiv 2303.15343, equation 1.
 
-B batch · K classes · S tokens · E experts
+B batch · K classes · S tokens · E experts · D width of a shared space
 """
 
 from __future__ import annotations
@@ -158,6 +159,45 @@ def boundary_cross_entropy(logits: Tensor, labels: Tensor, *, width: int = 2) ->
     near = near_boundary(labels, width)
     pixels = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
     return (pixels * near).sum() / near.sum().clamp_min(1)
+
+
+def clip_loss(image: Tensor, text: Tensor, scale: Tensor, same: Tensor | None = None) -> Tensor:
+    """Contrastive loss ``[]``: each picture has to find its text among all of the batch, and each text its picture.
+
+    The mean of both cross-entropies, in float32.
+
+    Args:
+        image: ``[B, D]`` vectors of length 1.
+        text: ``[B, D]`` vectors of length 1; row i belongs to picture i.
+        scale: ``[]``, what cosines are multiplied with.
+        same: ``[B, B]`` bool and symmetric, which pictures have the same text; they share the probability equally. Each
+            has its own where it is None.
+    """
+    logits = scale.float() * image.float() @ text.float().T
+    if same is None:
+        labels = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    shares = same.float() / same.float().sum(dim=1, keepdim=True)
+    return (F.cross_entropy(logits, shares) + F.cross_entropy(logits.T, shares)) / 2
+
+
+def siglip_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, same: Tensor | None = None) -> Tensor:
+    """Pairwise sigmoid loss ``[]``: every pair of picture and text is a question of yes or no, in float32.
+
+    The sum over all pairs, divided by the number of pictures.
+
+    Args:
+        image: ``[B, D]`` vectors of length 1.
+        text: ``[B, D]`` vectors of length 1; row i belongs to picture i.
+        scale: ``[]``, what cosines are multiplied with.
+        bias: ``[]``, added after that; below zero, for most pairs do not belong together.
+        same: ``[B, B]`` bool, which pictures have the same text: all of these pairs belong together. Each has its own
+            where it is None.
+    """
+    logits = scale.float() * image.float() @ text.float().T + bias.float()
+    right = torch.eye(len(logits), dtype=torch.bool, device=logits.device) if same is None else same
+    signs = right.float() * 2 - 1
+    return -F.logsigmoid(signs * logits).sum() / max(len(logits), 1)
 
 
 def smooth_l1(given: Tensor, wanted: Tensor, *, beta: float = 1.0) -> Tensor:

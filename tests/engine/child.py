@@ -6,15 +6,15 @@ import sys
 
 import torch
 
-from conftest import make_model, make_source
+from conftest import make_captions, make_clip, make_model, make_source
 from saccade.config import from_dict
 from saccade.engine.train import TrainConfig, train
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     out, settings, name = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
-    model = make_model(name)
-    for record in train(model, make_source(), from_dict(TrainConfig, settings), out=out, name=name):
+    model, source = (make_clip(), make_captions()) if name == "clip_test" else (make_model(name), make_source())
+    for record in train(model, source, from_dict(TrainConfig, settings), out=out, name=name):
         print(record.kind, record.step, flush=True)
     rank = os.environ.get("RANK", "0")
     torch.save(model.state_dict(), f"{out}.rank{rank}.pt")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from saccade.data.captions import CaptionItem, CaptionsInMemory, training_texts
 from saccade.data.dataset import ArrayDataset
 from saccade.data.source import DataSource
-from saccade.models.build import create
+from saccade.models.build import create, find_config
 from saccade.types import Classes
 
 NAMES = ("red", "green", "blue", "grey", "dark")
@@ -38,6 +41,37 @@ def make_model(name: str = "vit_average_test", seed: int = 0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return create(name)
+
+
+def make_captions(train: int = 24, val: int = 10) -> DataSource:
+    """The same pictures with captions and categories."""
+    splits = {}
+    for split, count, seed in (("train", train, 0), ("val", val, 1)):
+        coloured = make_dataset(count, seed)
+        items = []
+        for place in range(count):
+            label = int(coloured.targets[place])
+            texts = (f"a {NAMES[label]} picture number {place}",)
+            items.append(CaptionItem(coloured.images[place], texts, (f"{NAMES[label]} {place}",), label, f"{place}"))
+        splits[split] = CaptionsInMemory(items, Classes(NAMES), Path(), "CC0")
+    return DataSource(splits, Classes(NAMES), "captions", "captions")
+
+
+def make_clip(name: str = "clip_test", overrides: tuple[str, ...] = ()):
+    config = find_config(name).fitted(lambda: training_texts(make_captions().split("train")))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return create(config, overrides=list(overrides))
+
+
+@pytest.fixture
+def captions():
+    return make_captions()
+
+
+@pytest.fixture
+def new_clip():
+    return make_clip
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from saccade.errors import ConfigError, ExplainError
+from saccade.errors import ConfigError, ExplainError, InputError
 from saccade.explanation.adapt import adapt
 from saccade.explanation.attention import AttentionRelevance, AttentionRollout
 from saccade.explanation.cam import CAM, GradCAM, HiResCAM
+from saccade.explanation.explain import explain
 from saccade.explanation.scores import class_score
 from saccade.ops.image import Preprocess
 from saccade.types import ImageBatch
@@ -233,3 +234,157 @@ def test_errors_name_the_fix():
 
     with pytest.raises(ExplainError, match="hold no class logits"):
         adapt(Dictionary(), SMALL)
+
+
+# --- layouts: verified, not concluded from shapes
+
+
+def test_every_stage_of_a_windowed_network_is_read_and_windows_are_refused():
+    net = timm.models.swin_transformer.SwinTransformer(
+        img_size=64, patch_size=4, embed_dim=12, depths=(2, 2), num_heads=(2, 2), window_size=4, num_classes=5
+    )
+    spec = adapt(net, SMALL).explain_spec()
+    shapes = {"layers.0.blocks.1": (16, 16), "layers.1.blocks.1": (8, 8)}
+    for path, size in shapes.items():
+        adapted = adapt(net, SMALL, layer=path)
+        assert HiResCAM(path)(adapted, pictures(), SCORES, spec).values.shape == (2, 2, *size)
+    with pytest.raises(ExplainError, match=r"16 windows or regions\) does not lie on the picture"):
+        adapt(net, SMALL, layer="layers.0.blocks.1.attn")
+
+
+def test_tokens_in_another_order_than_the_picture_are_refused():
+    # This network sorts its tokens by window until the last of its poolings: their number fits a grid all the same.
+    net = timm.models.hiera.Hiera(
+        img_size=(64, 64), embed_dim=16, num_heads=1, stages=(1, 1, 1, 1), q_pool=2, num_classes=5
+    ).eval()
+    nn.init.normal_(net.head.fc.weight)
+    adapted = adapt(net, SMALL)
+    paths = {layer.path for layer in adapted.explain_spec().layers.values()}
+    assert "module.blocks.0" not in paths
+    assert adapted.explain_spec().layers["final"].path == "module.blocks.3"
+    with pytest.raises(ExplainError, match="in the order of the picture's rows"):
+        adapt(net, SMALL, layer="blocks.0")
+
+
+def test_a_shuffled_grid_is_found_out_and_a_turned_one_too():
+    class Turned(Handmade):
+        def __init__(self, how) -> None:
+            super().__init__()
+            self.how = how
+            self.turn = nn.Identity()
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return self.head(self.turn(self.how(self.act(self.mix(self.act(self.stem(pixels)))))).mean(dim=(2, 3)))
+
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+    ways = (
+        lambda maps: maps.transpose(2, 3),
+        lambda maps: maps.flip(3),
+        lambda maps: maps.flatten(2)[..., order].unflatten(2, (16, 16)),
+    )
+    for how in ways:
+        with pytest.raises(ExplainError, match="does not lie on the picture"):
+            adapt(Turned(how), SMALL, layer="turn")
+    assert adapt(Turned(lambda maps: maps), SMALL, layer="turn").explain_spec().layers["final"].path == "module.turn"
+
+
+def test_convnext_and_deit_are_read():
+    conv = timm.models.convnext.ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 12, 16, 24), num_classes=5)
+    adapted = adapt(conv, SMALL)
+    assert adapted.explain_spec().layers["final"].to_grid(torch.zeros(1, 24, 2, 2), (64, 64)).shape == (1, 24, 2, 2)
+    assert HiResCAM("stages.1")(adapted, pictures(), SCORES, adapted.explain_spec()).values.shape == (2, 2, 8, 8)
+    deit = timm.models.deit.VisionTransformerDistilled(
+        img_size=64, patch_size=16, embed_dim=24, depth=2, num_heads=3, num_classes=5
+    )
+    spec = adapt(deit, SMALL).explain_spec()
+    assert {site.num_prefix for site in spec.attention} == {2}  # class and distillation token
+    assert spec.has_class_token
+
+
+def test_stages_of_a_hugging_face_swin_are_read():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SwinConfig(
+        image_size=64, patch_size=4, embed_dim=12, depths=[2, 2], num_heads=[2, 2], window_size=4, num_labels=5
+    )
+    net = transformers.SwinForImageClassification(config).eval()
+    adapted = adapt(net, SMALL)
+    spec = adapted.explain_spec()
+    assert not spec.attention
+    assert HiResCAM()(adapted, pictures(), SCORES, spec).values.shape == (2, 2, 8, 8)
+    assert HiResCAM("swin.encoder.layers.0.blocks.1")(adapted, pictures(), SCORES, spec).values.shape == (2, 2, 16, 16)
+
+
+# --- models that are no classifiers
+
+
+RAW = Preprocess(size=(64, 64), policy="stretch", mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def surest(found: list[dict[str, Tensor]]) -> Tensor:
+    """The score of the surest detection of every picture; 0 where nothing is found."""
+    return torch.stack([one["scores"].max() if len(one["scores"]) else one["scores"].sum() for one in found])
+
+
+def test_a_torchvision_detector_is_explained_with_a_score():
+    net = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None,
+        weights_backbone=None,
+        num_classes=3,
+        min_size=64,
+        max_size=64,
+        box_score_thresh=0.0,
+        box_detections_per_img=3,
+        rpn_post_nms_top_n_test=20,
+    ).eval()
+    for parameter in net.roi_heads.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    picture = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)
+    adapted = adapt(net, RAW, score=surest, example=picture)
+    assert adapted.task == "any"
+    assert ".fpn." in adapted.explain_spec().layers["final"].path
+    heat = explain(adapted, picture, verdict=False)
+    assert heat.map.shape == (40, 60)
+    assert heat.map.any()
+    assert heat.of == "surest"
+    assert heat.manifest["model"] == "FasterRCNN"
+    with torch.no_grad():
+        assert heat.score == pytest.approx(float(surest(net(adapted.preprocess([picture]).pixels))), rel=1e-4)
+    with pytest.raises(InputError, match="adapted with a score function, so it has no classes"):
+        explain(adapted, picture, of="dog")
+
+
+class Named(nn.Module):
+    """Outputs in a dictionary, as segmenters of torchvision have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(6, 2, 3, padding=1))
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        return {"out": self.body(pixels)}
+
+
+def test_any_output_can_be_asked_with_a_function():
+    def corner(outputs: dict[str, Tensor]) -> Tensor:
+        return outputs["out"][:, 1, :16, :16].mean(dim=(1, 2))
+
+    adapted = adapt(Named(), RAW, score=corner)
+    picture = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    heat = explain(adapted, picture, method="gradient")
+    assert heat.map[:17, :17].all()
+    assert not heat.map[18:].any()
+    assert heat.verdict is not None  # the games need no logits
+    with pytest.raises(ExplainError, match="hold no class logits"):
+        adapt(Named(), RAW)
+    with pytest.raises(ConfigError, match="beside a score"):
+        adapt(Named(), RAW, score=corner, classes=["a", "b"])
+
+
+def test_a_classifier_can_be_asked_with_a_function_too():
+    adapted = adapt(Handmade(), SMALL)
+    picture = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    logit, asked = (explain(adapted, picture, of=of, verdict=False) for of in (2, lambda logits: logits[:, 2]))
+    torch.testing.assert_close(logit.map, asked.map)
+    assert asked.of == "the score that was given"
+    with pytest.raises(InputError, match="no class to be contrasted with"):
+        explain(adapted, picture, of=lambda logits: logits[:, 2], against=1)

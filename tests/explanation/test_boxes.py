@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saccade.errors import ExplainError, InputError, UnknownNameError
-from saccade.explanation.boxes import Found, MaskEvidence, Watched, fired_layers
+from saccade.explanation.boxes import Found, Watched, fired_layers
 from saccade.explanation.boxquestions import BoxQuestions, parsed_box
 from saccade.explanation.boxscores import (
     AskedBox,
@@ -29,7 +29,7 @@ from saccade.explanation.perturbation import DRISE
 from saccade.explanation.questions import check_question
 from saccade.explanation.scores import class_score, when_hidden
 from saccade.models.build import create
-from saccade.models.detector import Candidates
+from saccade.models.detector import Candidates, MaskEvidence
 from saccade.models.faster_rcnn import FasterRCNN
 from saccade.ops.boxes import box_iou
 from saccade.types import BoxTarget, Classes, Detections, Masks

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saccade.errors import ConfigError, InputError, UnknownNameError
-from saccade.explanation import explain as explain_module
+from saccade.explanation import asking
 from saccade.explanation.explain import explain
 from saccade.explanation.questions import (
     ClassQuestions,
@@ -347,7 +347,7 @@ def test_region_scores_refuse() -> None:
 
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explain_module, "MAX_REGION_PIXELS", 32 * 32)
+    monkeypatch.setattr(asking, "MAX_REGION_PIXELS", 32 * 32)
 
 
 @pytest.mark.usefixtures("small_limit")

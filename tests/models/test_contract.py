@@ -16,13 +16,16 @@ from saccade.models.base import VisionModel
 from saccade.models.build import build, create, find_config, read_config
 from saccade.models.detector import Candidates, Detector
 from saccade.models.yolo import Yolo
+from saccade.models.zero_shot import ZeroShotClassifier
 from saccade.registry import names
 from saccade.types import (
     IGNORE,
     BoxTarget,
+    Caption,
     Classification,
     ClassTarget,
     Detections,
+    Embedding,
     ImageBatch,
     MapTarget,
     Masks,
@@ -68,6 +71,8 @@ def targets_for(model: VisionModel, count: int = 4) -> list[Target]:
     if model.task == "semantic":
         is_unknown = torch.rand(regions(model, count).shape, generator=torch.Generator().manual_seed(count)) < 0.1
         return [MapTarget(labels) for labels in regions(model, count).masked_fill(is_unknown, IGNORE)]
+    if model.task == "zero_shot":
+        return [Caption((f"{index} {'red' if index % 2 else 'blue'} dots",)) for index in range(count)]
     return [ClassTarget(torch.tensor(index % len(model.classes))) for index in range(count)]
 
 
@@ -98,7 +103,12 @@ def objects(model: VisionModel, count: int) -> list[BoxTarget]:
 
 
 def scores_of(model: VisionModel, outputs: object, images: ImageBatch) -> Tensor:
-    """One score per picture and class ``[B, K]``: the logit, or its mean over all pixels or candidates."""
+    """One score per picture and class ``[B, K]``: the logit, or its mean over all pixels or candidates.
+
+    Of a model without classes the place in the shared space ``[B, D]``.
+    """
+    if model.task == "zero_shot":
+        return outputs.image  # type: ignore[attr-defined,no-any-return]
     if isinstance(model, Detector):
         return torch.stack([candidates.logits.mean(dim=0) for candidates in model.candidates(outputs, images)])
     logits: Tensor = outputs.logits  # type: ignore[attr-defined]
@@ -145,7 +155,8 @@ def test_output_type_is_constant(name: str) -> None:
     model = make(name)
     images, targets = images_for(model), targets_for(model)
     modes = [[model.train(mode)(images, given) for given in (None, targets)] for mode in (True, False)]
-    has_sizes = not isinstance(model, Detector)  # targets may choose how many regions are looked at
+    # Targets may choose how many regions are looked at, and how many texts are read.
+    has_sizes = not isinstance(model, Detector) and model.task != "zero_shot"
     for without, given in modes:
         assert structure_of(without, has_sizes=has_sizes) == structure_of(given, has_sizes=has_sizes)
     # Auxiliary heads rest in evaluation: their axis is there, but empty.
@@ -183,6 +194,8 @@ def test_one_image(name: str) -> None:
     images = images_for(model, 1)
     outputs = model(images)
     assert len(model.postprocess(outputs, images)) == 1
+    if model.task == "zero_shot":  # texts are read in the forward pass
+        outputs = model(images, targets_for(model, 1))
     assert torch.isfinite(model.loss(outputs, targets_for(model, 1)).total)
 
 
@@ -191,13 +204,15 @@ def test_does_not_depend_on_neighbours(name: str) -> None:
     model = make(name).eval()
     images = images_for(model, 4)
     outputs = model(images)
-    together = model.candidates(outputs, images) if isinstance(model, Detector) else outputs.logits
+    is_detector = isinstance(model, Detector)
+    together = model.candidates(outputs, images) if is_detector else scores_of(model, outputs, images)
     for index in range(4):
         alone = model(images[index])
         if isinstance(model, Detector):
             check_same_candidates(model.candidates(alone, images[index])[0], together[index])
         else:
-            torch.testing.assert_close(alone.logits, together[index : index + 1], rtol=1e-4, atol=1e-5)
+            ones = scores_of(model, alone, images[index])
+            torch.testing.assert_close(ones, together[index : index + 1], rtol=1e-4, atol=1e-5)
 
 
 def check_same_candidates(ones: Candidates, others: Candidates) -> None:
@@ -243,6 +258,8 @@ def test_predictions_are_valid(name: str) -> None:
             check_detections(prediction, model, size)
         elif model.task == "semantic":
             check_segmentation(prediction, model, size)
+        elif model.task == "zero_shot":
+            check_embedding(prediction)
         else:
             check_classification(prediction, model)
 
@@ -252,6 +269,12 @@ def check_classification(prediction: Classification, model: VisionModel) -> None
     assert float(prediction.scores.sum()) == pytest.approx(1, abs=1e-5)
     assert float(prediction.scores.min()) >= 0
     assert prediction.name == prediction.top(1)[0][0] == model.classes[prediction.label]
+
+
+def check_embedding(prediction: Embedding) -> None:
+    assert prediction.image.dtype == prediction.texts.dtype == torch.float32
+    assert float(prediction.image.norm()) == pytest.approx(1, abs=1e-5)
+    assert prediction.texts.shape == (0, len(prediction.image))
 
 
 def check_segmentation(prediction: Segmentation, model: VisionModel, size: tuple[int, int]) -> None:
@@ -352,9 +375,11 @@ def test_bfloat16(name: str) -> None:
     if isinstance(model, Detector):
         check_rounded_detector(model, images)
         return
-    exact = model(images).logits
-    rounded = model.bfloat16()(images.to(dtype=torch.bfloat16)).logits
-    assert rounded.dtype == torch.bfloat16
+    exact = scores_of(model, model(images), images)
+    rounded = scores_of(model, model.bfloat16()(images.to(dtype=torch.bfloat16)), images)
+    # Cosines are compared and multiplied in float32 always: rounded ones would tie.
+    is_exact = model.task == "zero_shot" or isinstance(model, ZeroShotClassifier)
+    assert rounded.dtype == (torch.float32 if is_exact else torch.bfloat16)
     # Eight bits of mantissa through a few layers. Of pixels that round to one value max-unpooling may take another.
     is_near = (rounded.float() - exact).abs() < 0.1 * exact.abs().max() + 0.02
     assert is_near.float().mean() >= (0.99 if model.task == "semantic" else 1)
@@ -389,7 +414,9 @@ class OnPixels(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         outputs = self.model(ImageBatch.of(pixels))
-        return tensors_of(outputs) if isinstance(self.model, Detector) else [outputs.logits]
+        if isinstance(self.model, Detector) or self.model.task == "zero_shot":
+            return tensors_of(outputs)
+        return [outputs.logits]
 
 
 @every_variant
@@ -468,7 +495,9 @@ def test_linear_head_is_the_head_of_the_pooled_map(name: str) -> None:
     spec = model.explain_spec()
     if spec.linear_head is None:
         config = to_dict(model.config)
-        assert config["pool"] != "average" or config["pool_norm"] or config["head"]
+        # A vector of length 1 is no linear function of the map.
+        is_unit = isinstance(model, ZeroShotClassifier)
+        assert is_unit or config["pool"] != "average" or config["pool_norm"] or config["head"]
         return
     head, final = spec.linear_head(), spec.layers["final"]
     outputs, activation = record(model, images, final.path, final.is_input)

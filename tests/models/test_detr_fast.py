@@ -134,16 +134,18 @@ def test_each_layer_corrects_the_box_of_the_one_before() -> None:
 def test_where_queries_look_can_be_seen() -> None:
     model = made()
     seen: dict[str, Tensor] = {}
-    for points, probabilities in model.looks():
-        for path in (points, probabilities):
+    looks = model.explain_spec().queries
+    assert looks is not None
+    for layer in looks.layers:
+        for path in (str(layer.points), layer.cross):
             model.get_submodule(path).register_forward_hook(
                 lambda _module, _given, found, path=path: seen.__setitem__(path, found)
             )
     outputs: FastOutputs = model(images())
     assert len(seen) == 4
-    for points, probabilities in model.looks():
-        assert seen[points].shape == (2, 12, 2, 3, 2, 2)  # queries, heads, levels, points, x and y
-        torch.testing.assert_close(seen[probabilities].sum(-1), torch.ones(2, 2, 12))
+    for layer in looks.layers:
+        assert seen[str(layer.points)].shape == (2, 12, 2, 3, 2, 2)  # queries, heads, levels, points, x and y
+        torch.testing.assert_close(seen[layer.cross].sum(-1), torch.ones(2, 2, 12))
     (candidates, _) = model.candidates(outputs, images())
     assert bool((candidates.boxes[:, 0, 2:] >= candidates.boxes[:, 0, :2]).all())
     expected = from_centres(outputs.boxes[0]) * 64

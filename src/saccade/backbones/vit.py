@@ -56,6 +56,8 @@ class ViTConfig(BackboneConfig):
     """Epsilon of every norm."""
     norm_position: Literal["pre", "post"] = "pre"
     """Norm before each branch, or after each sum."""
+    stem_norm: bool = False
+    """Norm of all tokens before the first block, as CLIP has it."""
     final_norm: bool = True
     """Norm of all tokens after the last block, before pooling. Post-norm blocks end with one already."""
     mlp: MLPKind = "mlp"
@@ -124,6 +126,7 @@ class ViT(Backbone):
         else:
             self.positions = RotaryPositions(grid, width // heads)
         self.dropout = nn.Dropout(config.dropout)
+        self.stem_norm = build_norm(config.norm, width, config.norm_eps) if config.stem_norm else nn.Identity()
         self.blocks = nn.ModuleList(_build_block(config, index) for index in range(config.depth))
         self.norm = build_norm(config.norm, width, config.norm_eps) if config.final_norm else nn.Identity()
         self._initialise()
@@ -134,15 +137,7 @@ class ViT(Backbone):
         Raises:
             InputError: where the patches do not tile the canvas.
         """
-        grid = self.embed.grid((int(pixels.shape[-2]), int(pixels.shape[-1])))
-        tokens = self.embed(pixels)
-        rotation = self.positions(grid) if self.config.positions == "rotary" else None
-        if rotation is None:
-            tokens = tokens + self.positions(grid)
-        prefix = [
-            token.expand(len(pixels), -1, -1) for token in (self.class_token, self.registers) if token is not None
-        ]
-        tokens = self.dropout(torch.cat([*prefix, tokens], dim=1))
+        tokens, rotation, grid = self._begin(pixels)
         decisions = []
         for block in self.blocks:
             tokens, decision = block(tokens, rotation)
@@ -151,6 +146,30 @@ class ViT(Backbone):
         tokens = self.norm(tokens)
         patches = tokens[:, self.num_prefix :].transpose(1, 2).unflatten(2, grid)
         return Features((patches,), tokens[:, : self.num_prefix], self._routing(pixels, decisions))
+
+    def values(self, pixels: Tensor) -> Tensor:
+        """The map ``[B, C, H / p, W / p]`` of patches that in the last block look at themselves alone.
+
+        A class token gathers what patches have to say there; so this is what each of them would have told it.
+        """
+        tokens, rotation, grid = self._begin(pixels)
+        for block in self.blocks[:-1]:
+            tokens, _ = block(tokens, rotation)
+        last: Block = self.blocks[-1]  # type: ignore[assignment]
+        valued: Tensor = self.norm(last.values(tokens))
+        return torch.unflatten(valued[:, self.num_prefix :].transpose(1, 2), 2, grid)
+
+    def _begin(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Grid]:
+        """Tokens before the first block, the rotation where positions are one, and the grid of the patches."""
+        grid = self.embed.grid((int(pixels.shape[-2]), int(pixels.shape[-1])))
+        tokens = self.embed(pixels)
+        rotation = self.positions(grid) if self.config.positions == "rotary" else None
+        if rotation is None:
+            tokens = tokens + self.positions(grid)
+        prefix = [
+            token.expand(len(pixels), -1, -1) for token in (self.class_token, self.registers) if token is not None
+        ]
+        return self.stem_norm(self.dropout(torch.cat([*prefix, tokens], dim=1))), rotation, grid
 
     def _routing(self, pixels: Tensor, decisions: Sequence[Decision]) -> Routing:
         if not decisions:
@@ -183,7 +202,7 @@ class ViT(Backbone):
         elif self.config.norm_position == "pre":
             layers["final"] = self._layer(f"blocks.{last}.norm1")
         else:
-            layers["final"] = self._layer(f"blocks.{last - 1}.output" if last else "dropout")
+            layers["final"] = self._layer(f"blocks.{last - 1}.output" if last else "stem_norm")
         sites = [
             AttentionSite(f"blocks.{i}.attention.probabilities", self.num_prefix, self._grid) for i in range(last + 1)
         ]

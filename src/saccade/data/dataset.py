@@ -17,6 +17,7 @@ from torch import Tensor
 from saccade.data.decode import read_image
 from saccade.errors import DataError
 from saccade.types import Classes, ClassTarget, Sample, TaskName
+from saccade.types.attributes import AttributeTable
 
 
 @runtime_checkable
@@ -25,7 +26,7 @@ class Dataset(Protocol):
 
     @property
     def task(self) -> TaskName:
-        """What the targets are for: ``classification`` for ``ClassTarget``, ``semantic`` for ``MapTarget``."""
+        """What the targets are for: ``classification`` for ``ClassTarget``, ``zero_shot`` for ``Caption``, ..."""
         ...
 
     @property
@@ -70,10 +71,34 @@ class ArrayBatch(NamedTuple):
     Attributes:
         images: ``[B, 3, h, w]`` uint8 RGB.
         labels: ``[B]`` int64.
+        texts: the captions of each, where the pictures have captions; else empty.
     """
 
     images: Tensor
     labels: Tensor
+    texts: tuple[tuple[str, ...], ...] = ()
+
+
+@runtime_checkable
+class Captioned(Dataset, Protocol):
+    """A data set with captions."""
+
+    def choices(self, index: int) -> tuple[str, ...]:
+        """The texts that a training may take for one picture; nothing is decoded."""
+        ...
+
+    def chosen(self, index: int, draw: float) -> str:
+        """The text that a training takes for one picture by a random number in [0, 1)."""
+        ...
+
+
+@runtime_checkable
+class Selectable(Protocol):
+    """A data set that makes smaller ones of its own kind."""
+
+    def select(self, indices: Sequence[int]) -> Dataset:
+        """The samples at ``indices``."""
+        ...
 
 
 @runtime_checkable
@@ -158,11 +183,13 @@ class Opened(NamedTuple):
         format: what the format is called, told to the user.
         splits: the data sets, by split.
         notes: what did not agree or was left out, one sentence each.
+        attributes: what describes the classes, where the data says so.
     """
 
     format: str
     splits: Mapping[str, Dataset]
     notes: list[str]
+    attributes: AttributeTable | None = None
 
 
 class LabelledFile(NamedTuple):
@@ -242,6 +269,8 @@ def subset(dataset: Dataset, indices: Sequence[int]) -> Dataset:
     if isinstance(dataset, FileDataset):
         files = [dataset.files[index] for index in indices]
         return FileDataset(files, dataset.classes, dataset.root, dataset.licence)
+    if isinstance(dataset, Selectable):
+        return dataset.select(indices)
     return LabelledSubset(dataset, indices) if isinstance(dataset, Labelled) else Subset(dataset, indices)
 
 

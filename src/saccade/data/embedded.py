@@ -12,6 +12,8 @@ from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from saccade.data.caption_folder import open_captions
+from saccade.data.captions import CaptionItem, CaptionsInMemory, LabelledCaptions
 from saccade.data.cocofile import read_coco
 from saccade.data.dataset import ArrayDataset, Opened
 from saccade.data.decode import read_size
@@ -20,6 +22,8 @@ from saccade.data.idx import find_idx, open_idx
 from saccade.data.maps import MapDataset
 from saccade.data.objects import AnnotatedImage, ObjectAnnotation, ObjectDataset, numbered_objects
 from saccade.data.pairs import open_pairs
+from saccade.data.shards import ShardMember
+from saccade.data.synthetic_captions import scene_captions
 from saccade.errors import UnknownNameError
 from saccade.types import Classes
 
@@ -104,11 +108,30 @@ def _nuclei_instances() -> Opened:
     return Opened("embedded data set nuclei_instances", splits, [])
 
 
+def _emoji() -> Opened:
+    """All pictures are decoded at once: they are tiny."""
+    splits: dict[str, CaptionsInMemory] = {}
+    with _asset("emoji") as folder:
+        opened = open_captions(folder)
+        for split, data in opened.splits.items():
+            assert isinstance(data, LabelledCaptions)  # every picture of this shard has a category
+            items = [_in_memory(item, split) for item in data.items]
+            splits[split] = CaptionsInMemory(items, data.classes, folder, data.licence)
+    return Opened("embedded data set emoji", splits, [])
+
+
+def _in_memory(item: CaptionItem, split: str) -> CaptionItem:
+    assert isinstance(item.picture, ShardMember)
+    return replace(item, picture=item.read(), source=f"emoji/{split}/{item.picture.name}")
+
+
 _OPENERS: dict[str, Callable[[], Opened]] = {
     "fashion_mnist": _fashion_mnist,
     "nuclei": _nuclei,
     "blood_cells": _blood_cells,
     "nuclei_instances": _nuclei_instances,
+    "emoji": _emoji,
+    "scene_captions": scene_captions,
 }
 
 

@@ -1,16 +1,19 @@
-"""Class folders: ``train/cat/1.jpg``, or ``cat/1.jpg`` without splits."""
+"""Class folders: ``train/cat/1.jpg``, or ``cat/1.jpg`` without splits; ``attributes.csv`` may describe the classes."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from saccade.data.attributes import check_described, read_attributes, told_attributes
 from saccade.data.dataset import FileDataset, LabelledFile, Opened
 from saccade.data.decode import SUFFIXES
 from saccade.data.splits import SPLIT_NAMES, counted, join_by_name, split_by_hash, told_split
 from saccade.errors import DataError
+from saccade.types import Classes
 
 _OTHER_TASKS = frozenset({"annotations", "images", "imagesets", "jpegimages", "labels", "masks"})
 """Folders of data sets with boxes, masks or captions: their names are no classes."""
@@ -44,14 +47,23 @@ def open_folder(root: Path, *, strict: bool = False) -> Opened:
         raise DataError("; ".join(notes), where=str(root), remedy="mend the folders, or leave out --strict")
     if not folders:
         notes.append(f"no split folders: {told_split()}")
-    joined = join_by_name({split: items for split, items in splits.items() if items}, str(root), strict=strict)
+    splits = {split: items for split, items in splits.items() if items}
+    table = read_attributes(root)
+    if table is None:
+        joined = join_by_name(splits, str(root), strict=strict)
+    else:
+        # The table says which classes there are: those without pictures are meant, and no fault.
+        named = {split: {label for _, label in items} for split, items in splits.items()}
+        table = check_described(table, named, root)
+        joined = join_by_name(splits, str(root), classes=Classes(table.classes))
+        joined = replace(joined, notes=told_attributes(table))
     licence = read_licence(root)
     datasets = {
         split: FileDataset([LabelledFile(*item) for item in items], joined.classes, root, licence)
         for split, items in joined.splits.items()
     }
     name = f"class folders with splits {', '.join(splits)}" if folders else "class folders without splits"
-    return Opened(name, datasets, notes + joined.notes)
+    return Opened(name, datasets, notes + joined.notes, table)
 
 
 def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:

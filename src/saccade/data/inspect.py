@@ -20,13 +20,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from saccade.atomic import whole_file
+from saccade.data.captionsheet import caption_facts, caption_problems, caption_sheet
 from saccade.data.dataset import Dataset, InMemory, Labelled
 from saccade.data.mapsheet import map_sheet
 from saccade.data.objects import ObjectDataset
 from saccade.data.objectsheet import object_sheet
 from saccade.data.source import DataSource, open_data
 from saccade.errors import DataError, ImageError
-from saccade.types import IGNORE, BoxTarget, Classes, MapTarget
+from saccade.types import IGNORE, BoxTarget, Caption, Classes, ClassTarget, MapTarget
 
 FEW_IMAGES = 10
 """Training classes with fewer pictures are pointed out."""
@@ -88,6 +89,7 @@ class Inspection:
         pictures: pictures per split.
         pixels: with label maps, the share of the labelled pixels that each class has, per split; else empty.
         objects: with boxes, the objects of each class, per split; else empty.
+        captions: with captions, how many there are and how long, per split; else empty.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Inspection:
     pictures: dict[str, int] = field(default_factory=dict)
     pixels: dict[str, dict[str, float]] = field(default_factory=dict)
     objects: dict[str, dict[str, int]] = field(default_factory=dict)
+    captions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data for JSON."""
@@ -115,7 +118,7 @@ class _Look(NamedTuple):
 
     split: str
     source: str
-    label: int | bytes  # the class, or the digest of the label map or of the objects
+    label: int | bytes  # the class, or the digest of the label map, the objects or the captions
     size: tuple[int, int]
     is_grey: bool
     digest: bytes
@@ -157,6 +160,8 @@ def inspect(source: Any) -> Inspection:
     problems += _pixel_balance(pixels) if pixels else []
     objects = {split: _objects(data.classes, split, looks) for split in splits} if data.task in _OBJECTS else {}
     problems += _object_balance(objects, data) if objects else []
+    captioned = data.splits if data.task == "zero_shot" else {}
+    problems += [line for split, dataset in captioned.items() for line in caption_problems(dataset, split)]
     problems += _balance(splits, is_counted_once=not pixels and not objects)
     return Inspection(
         data.name,
@@ -173,6 +178,7 @@ def inspect(source: Any) -> Inspection:
         {split: len(dataset) for split, dataset in data.splits.items()},
         pixels,
         objects,
+        {split: caption_facts(dataset) for split, dataset in captioned.items()},
     )
 
 
@@ -196,6 +202,10 @@ def _look_at(dataset: Dataset, split: str) -> Iterable[_Look | str]:
             counts = torch.bincount(target.labels, minlength=len(dataset.classes)).tolist()
             told = hashlib.sha256(target.boxes.numpy().tobytes() + target.labels.numpy().tobytes()).digest()
             return _Look(split, sample.source, told, size, is_grey, digest, tuple(counts))
+        if isinstance(sample.target, Caption):
+            said = hashlib.sha256("\0".join(sample.target.texts).encode()).digest()
+            return _Look(split, sample.source, said, size, is_grey, digest)
+        assert isinstance(sample.target, ClassTarget)
         return _Look(split, sample.source, int(sample.target.label), size, is_grey, digest)
 
     # Pillow decodes outside the interpreter's lock.
@@ -341,6 +351,8 @@ def contact_sheet(
         return _save(
             object_sheet(dataset, columns=max(columns // 2, 1), cell=cell or 240, rows=min(rows, 6)), Path(path)
         )
+    if dataset.task == "zero_shot":
+        return _save(caption_sheet(dataset, columns=columns, cell=cell or 112, rows=min(rows, 8)), Path(path))
     if not isinstance(dataset, Labelled):
         return _save(map_sheet(dataset, columns=max(columns // 2, 1), cell=cell or 176, rows=min(rows, 6)), Path(path))
     cell = cell or 96

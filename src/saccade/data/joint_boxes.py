@@ -58,7 +58,12 @@ class _Axis(NamedTuple):
 
 
 def vary_objects(
-    image: Tensor, target: BoxTarget, augment: Augment, preprocess: Preprocess, key: Key
+    image: Tensor,
+    target: BoxTarget,
+    augment: Augment,
+    preprocess: Preprocess,
+    key: Key,
+    frame: tuple[int, int] | None = None,
 ) -> tuple[Tensor, BoxTarget]:
     """Vary one picture and its objects alike and bring both to the size they have on the canvas.
 
@@ -73,12 +78,13 @@ def vary_objects(
             ``preprocess.fit`` makes of it.
         preprocess: of the model; with ``native`` a picture larger than ``size`` is cut to it, at a random place.
         key: seed, epoch and the index of this one picture.
+        frame: the part ``(h, w)`` of the canvas that the picture is cut to fill, at the scale it has on the whole.
 
     Returns:
         The picture ``[3, H, W]`` uint8, not padded, and its objects on the canvas.
     """
     draws = key.uniform(NUM_DRAWS)[0]
-    content, down, right = _framed(image, augment, preprocess, draws)
+    content, down, right = _framed(image, augment, preprocess, draws, frame)
     if draws[6] < augment.flip:
         content, right = content.flip(-1), right.flipped()
     if draws[12] < augment.flip_vertical:
@@ -89,10 +95,12 @@ def vary_objects(
     return content, _moved(target, (int(image.shape[1]), int(image.shape[2])), down, right)
 
 
-def _framed(image: Tensor, augment: Augment, preprocess: Preprocess, draws: _Draws) -> tuple[Tensor, _Axis, _Axis]:
+def _framed(
+    image: Tensor, augment: Augment, preprocess: Preprocess, draws: _Draws, frame: tuple[int, int] | None
+) -> tuple[Tensor, _Axis, _Axis]:
     """The part of the picture that is kept, resized ``[3, H, W]``, and the axes from the picture to it."""
     height, width = int(image.shape[1]), int(image.shape[2])
-    is_whole = preprocess.policy != "native" and augment.scale is None and augment.zoom is None
+    is_whole = preprocess.policy != "native" and augment.scale is None and augment.zoom is None and frame is None
     if is_whole:
         fitted, geometry = preprocess.fit(image[None])
         sides = (int(fitted.shape[2]), int(fitted.shape[3]))
@@ -101,7 +109,7 @@ def _framed(image: Tensor, augment: Augment, preprocess: Preprocess, draws: _Dra
             for scale, offset, side in zip(geometry.scale, geometry.offset, sides, strict=True)
         )
         return fitted[0], down, right
-    (tall, high), (wide, broad) = _window((height, width), augment, preprocess, draws)
+    (tall, high), (wide, broad) = _window((height, width), augment, preprocess, draws, frame)
     top, left = int(draws[2] * (height - tall + 1)), int(draws[3] * (width - wide + 1))
     window = image[None, :, top : top + tall, left : left + wide]
     down = _Axis(high / tall, -top * high / tall, 0, high, high)
@@ -110,11 +118,13 @@ def _framed(image: Tensor, augment: Augment, preprocess: Preprocess, draws: _Dra
 
 
 def _window(
-    size: tuple[int, int], augment: Augment, preprocess: Preprocess, draws: _Draws
+    size: tuple[int, int], augment: Augment, preprocess: Preprocess, draws: _Draws, frame: tuple[int, int] | None
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Per axis how many pixels of the picture are kept, and how many they become."""
     height, width = size
     canvas = preprocess.size if preprocess.policy == "native" else preprocess.content_size(height, width)
+    fit = canvas[0] / height, canvas[1] / width
+    canvas = frame or canvas
     if augment.scale is not None:
         low, high = augment.scale
         share = low + draws[0] * (high - low)
@@ -126,7 +136,6 @@ def _window(
     zoom = 1.0
     if augment.zoom is not None:
         zoom = augment.zoom[0] * (augment.zoom[1] / augment.zoom[0]) ** float(draws[0])
-    fit = canvas[0] / height, canvas[1] / width
     if preprocess.policy == "native":
         fit = 1.0, 1.0
     elif preprocess.policy == "crop":

@@ -19,19 +19,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from saccade.config import Config
-from saccade.data.dataset import Dataset, InMemory
+from saccade.data.dataset import Captioned, Dataset, InMemory
 from saccade.data.joint import check_joint, vary_pair
 from saccade.data.joint_boxes import vary_objects
-from saccade.data.transforms import Augment, Key, Mix
+from saccade.data.mosaic import Mosaic, compose
+from saccade.data.transforms import NUM_DRAWS, Augment, Key, Mix
 from saccade.errors import ConfigError, DataError, ImageError, SaccadeError
 from saccade.ops.image import Preprocess
-from saccade.types import BoxTarget, ClassTarget, Geometry, ImageBatch, MapTarget, Sample, Target
+from saccade.types import BoxTarget, Caption, ClassTarget, Geometry, ImageBatch, MapTarget, Sample, Target
 
 MAX_REPLACEMENTS = 16
 """How many neighbours training tries in place of a picture that cannot be decoded."""
 
 _FEW = 256
 """Data sets below this size are decoded in this process: starting workers would take longer."""
+
+
+_LOOSE = (BoxTarget, Caption)
+"""Targets that are no tensors of one shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +85,14 @@ class Batch:
         """Targets of classes ``[B]`` int64, or ``[B, K]`` float32 where mixing blended them; label maps ``[B, H, W]``.
 
         Raises:
-            DataError: for targets of boxes, which are not stacked.
+            DataError: for targets of boxes and texts, which are not stacked.
         """
-        if any(isinstance(target, BoxTarget) for target in self.targets):
-            raise DataError("the targets of boxes are no single tensor", remedy="use batch.targets")
-        return torch.stack([t.label if isinstance(t, ClassTarget) else t.labels for t in self.targets])
+        labels = [
+            t.label if isinstance(t, ClassTarget) else t.labels for t in self.targets if not isinstance(t, _LOOSE)
+        ]
+        if len(labels) < len(self.targets):
+            raise DataError("the targets of boxes and texts are no single tensor", remedy="use batch.targets")
+        return torch.stack(labels)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -123,8 +131,11 @@ class _Fetcher:
         self.dataset = loader.dataset
         self.preprocess = loader.preprocess
         self.augment = loader.augment
+        self.mosaic = loader.mosaic
+        self.mosaic_epochs = loader.mosaic_epochs
         self.seed = loader.seed
         self.replaces = loader.shuffle
+        self.captioned = loader.dataset if loader.shuffle and isinstance(loader.dataset, Captioned) else None
         self.strict = loader.config.strict
 
     def __len__(self) -> int:
@@ -144,7 +155,7 @@ class _Fetcher:
         return self._decode(request)
 
     def _gather(self, dataset: InMemory, request: _Request) -> _Fetched:
-        images, labels = dataset.gather(torch.tensor(request.indices, dtype=torch.int64))
+        images, labels, texts = dataset.gather(torch.tensor(request.indices, dtype=torch.int64))
         if self.augment is None:
             content, geometry = self.preprocess.fit(images)
         else:
@@ -152,9 +163,12 @@ class _Fetcher:
             geometry = Geometry(_size(content))
         count = len(request.indices)
         sources = tuple(dataset.source(index) for index in request.indices)
+        targets: tuple[Target, ...] = tuple(map(Caption, texts)) if texts else as_targets(labels)
+        if self.captioned is not None:
+            targets = self._chosen(request.indices, Key(self.seed, request.epoch, request.indices))
         sizes, geometries = (_size(content),) * count, (geometry,) * count
         canvas = self.preprocess.pad(content, self.preprocess.canvas(sizes))
-        return _Fetched(canvas, sizes, geometries, as_targets(labels), sources, request.indices, ())
+        return _Fetched(canvas, sizes, geometries, targets, sources, request.indices, ())
 
     def _decode(self, request: _Request) -> _Fetched:
         contents, geometries, targets, sources, indices = [], [], [], [], []
@@ -164,10 +178,12 @@ class _Fetcher:
             if found is None:
                 continue
             index, sample = found
-            content, geometry, target = self._varied(sample, Key(self.seed, request.epoch, [wanted]))
+            key = Key(self.seed, request.epoch, [wanted])
+            others = self._others(key, problems)
+            content, geometry, target = self._composed([sample, *others], key) if others else self._varied(sample, key)
             contents.append(content)
             geometries.append(geometry)
-            targets.append(target)
+            targets.append(target if self.captioned is None else self._chosen([index], key)[0])
             sources.append(sample.source)
             indices.append(index)
         sizes = tuple(_size(content) for content in contents)
@@ -177,6 +193,19 @@ class _Fetcher:
         return _Fetched(
             stacked, sizes, tuple(geometries), tuple(targets), tuple(sources), tuple(indices), tuple(problems)
         )
+
+    def _others(self, key: Key, problems: list[str]) -> list[Sample]:
+        """The pictures that one picture is put together with; none where it stays alone."""
+        if self.mosaic is None or key.epoch >= self.mosaic_epochs:
+            return []
+        found = [self._sample(index, problems) for index in self.mosaic.partners(len(self.dataset), key)]
+        return [one[1] for one in found if one is not None]
+
+    def _composed(self, samples: list[Sample], key: Key) -> tuple[Tensor, Geometry, Target]:
+        """As ``_varied``, of several pictures."""
+        assert self.mosaic is not None
+        content, target = compose(samples, self.mosaic, self.augment or Augment(), self.preprocess, key)
+        return content[None], Geometry(_size(content)), target
 
     def _varied(self, sample: Sample, key: Key) -> tuple[Tensor, Geometry, Target]:
         """The picture ``[1, 3, h, w]`` as the model will see it, the way back, and its target on the canvas."""
@@ -193,6 +222,12 @@ class _Fetcher:
             content = self.augment(sample.image[None], self.preprocess, key)
             geometry = Geometry(_size(content))
         return content, geometry, target
+
+    def _chosen(self, indices: Sequence[int], key: Key) -> tuple[Caption, ...]:
+        """One text for each picture, by a draw that no augmentation uses."""
+        assert self.captioned is not None
+        draws = key.uniform(NUM_DRAWS + 1)[:, NUM_DRAWS].tolist()
+        return tuple(Caption((self.captioned.chosen(i, d),)) for i, d in zip(indices, draws, strict=True))
 
     def _sample(self, wanted: int, problems: list[str]) -> tuple[int, Any] | None:
         """The sample at ``wanted``; in training its next readable neighbour, so that batches keep their size."""
@@ -229,6 +264,8 @@ class Loader:
         seed: of the run.
         augment: how pictures are varied.
         mix: how pictures of a batch are blended.
+        mosaic: how pictures with objects are put together; None for each by itself.
+        mosaic_epochs: in how many epochs, the first ones.
         rank: of this process.
         world_size: number of processes.
 
@@ -246,6 +283,8 @@ class Loader:
         seed: int = 0,
         augment: Augment | None = None,
         mix: Mix | None = None,
+        mosaic: Mosaic | None = None,
+        mosaic_epochs: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -260,7 +299,11 @@ class Loader:
         self.seed = seed
         self.augment = None if augment is None or augment.is_off else augment
         self.mix = None if mix is None or mix.is_off else mix
-        if dataset.task != "classification":
+        self.mosaic = mosaic
+        self.mosaic_epochs = mosaic_epochs
+        if dataset.task == "zero_shot" and self.mix is not None:
+            raise ConfigError("captions are not mixed", where="mix", remedy="leave mixup, cutmix and smoothing at 0")
+        if dataset.task not in {"classification", "zero_shot"}:
             check_joint(self.augment or Augment())
             if self.mix is not None:
                 raise ConfigError("only classes are mixed", where="mix", remedy="leave mixup and cutmix at 0")

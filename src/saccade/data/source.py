@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from saccade.data import embedded
 from saccade.data.box_table import is_box_folder, is_box_table, open_boxes
+from saccade.data.caption_files import is_caption_file
+from saccade.data.caption_folder import is_caption_folder, open_captions
 from saccade.data.coco import has_coco_annotations, is_coco_folder, open_coco, read_coco_source
 from saccade.data.dataset import Dataset, Opened
 from saccade.data.decode import SUFFIXES
@@ -26,6 +28,7 @@ from saccade.data.wrap import open_object
 from saccade.data.yolo import is_yolo_folder, open_yolo
 from saccade.errors import DataError, UnknownNameError, nearest
 from saccade.types import Classes, TaskName
+from saccade.types.attributes import AttributeTable
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class DataSource:
         format: what was recognised, in words.
         notes: what the user should know: splits that do not agree, pictures left out, a split made by us.
         name: the path or name the data was opened by.
+        attributes: what describes the classes, where the data says so.
     """
 
     splits: Mapping[str, Dataset]
@@ -45,6 +49,7 @@ class DataSource:
     format: str
     name: str
     notes: list[str] = field(default_factory=list)
+    attributes: AttributeTable | None = None
 
     def split(self, name: str) -> Dataset:
         """One split.
@@ -77,9 +82,9 @@ def open_data(source: Any, *, task: TaskName | None = None, strict: bool = False
 
     Args:
         source: a folder (class folders, idx files, pictures with masks, VOC, COCO, YOLO, LabelMe, a folder with CSV
-            tables), a CSV file of path,label or image,mask or boxes, a COCO JSON file, a ``data.yaml``, the name of an
-            embedded data set, a torchvision or Hugging Face data set object, one of our own data sets, or a mapping of
-            split names to such objects.
+            tables), a CSV file of path,label or image,mask or boxes or captions, a COCO JSON file, a ``data.yaml``, tar
+            shards, the name of an embedded data set, a torchvision or Hugging Face data set object, one of our own data
+            sets, or a mapping of split names to such objects.
         task: what the data is wanted for, where it can be read in several ways; recognised where it is None (COCO JSON
             with outlines is then read as label maps).
         strict: fail where splits do not agree, a picture has no mask or a box is faulty, instead of reporting it in
@@ -110,6 +115,8 @@ def _open(source: Any, task: TaskName | None, strict: bool) -> DataSource:
 
 def _open_file(path: Path, task: TaskName | None, strict: bool) -> Opened:
     suffix = path.suffix.lower()
+    if (task in {None, "zero_shot"} or suffix == ".tar") and is_caption_file(path):
+        return open_captions(path, strict=strict)
     if suffix in {".csv", ".tsv"}:
         if is_mask_table(path):
             return _open_masks(path, task, strict)
@@ -163,6 +170,10 @@ def _open_boxes(root: Path, task: TaskName | None, strict: bool) -> Opened:
     return open_boxes(root, task, strict=strict)
 
 
+def _open_captions(root: Path, task: TaskName | None, strict: bool) -> Opened:
+    return open_captions(root, strict=strict)
+
+
 def _open_table(root: Path, task: TaskName | None, strict: bool) -> Opened:
     return open_table(root, strict=strict)
 
@@ -196,6 +207,7 @@ _READERS = (
     _Reader("YOLO text", _OBJECTS, is_yolo_folder, _open_yolo),
     _Reader("a table of boxes", ("detection",), is_box_folder, _open_boxes),
     _Reader("LabelMe JSON", _OBJECTS, is_labelme_folder, _open_labelme),
+    _Reader("pictures with captions", ("zero_shot",), is_caption_folder, _open_captions),
     _Reader("a table", _CLASSES, is_table_folder, _open_table),
     _Reader("COCO JSON", _FROM_OUTLINES, is_coco_folder, _open_coco),
 )
@@ -203,6 +215,9 @@ _READERS = (
 
 def _open_folder(path: Path, task: TaskName | None, strict: bool) -> Opened:
     fitting = [reader for reader in _READERS if reader.fits(path)]
+    if task == "classification":
+        # Class folders may hold captions as well.
+        fitting = [reader for reader in fitting if reader.open is not _open_captions]
     wanted = [reader for reader in fitting if task is None or task in reader.tasks]
     if task in _OBJECTS:
         # Outlines made for objects come before masks whose values may number them.
@@ -222,11 +237,13 @@ def _open_folder(path: Path, task: TaskName | None, strict: bool) -> Opened:
 
 def _nothing_annotated(path: Path, task: TaskName | None) -> DataError:
     count = sum(1 for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-    lacking = "boxes" if task == "detection" else "masks"
+    lacking = {"detection": "boxes", "zero_shot": "captions"}.get(task or "", "masks")
     found = f"{counted(count, 'picture')} but no {lacking}" if count else "no pictures"
     expected = "images/ and masks/ with files of the same name, a VOC or COCO folder, or a CSV of image,mask"
     if task in _OBJECTS:
         expected = "COCO JSON, Pascal VOC XML, YOLO text, LabelMe JSON, a CSV of boxes, or 16-bit masks of objects"
+    if task == "zero_shot":
+        expected = "a CSV or JSON of file,caption, COCO captions, or WebDataset tar shards"
     return DataError(
         f"the folder holds {found}",
         where=str(path),
@@ -261,6 +278,7 @@ _TARGETS: dict[TaskName, str] = {
     "semantic": "a class for every pixel",
     "detection": "a box for every object",
     "instance": "a box and a mask for every object",
+    "zero_shot": "a caption for every picture",
 }
 
 
@@ -277,7 +295,7 @@ def _source(opened: Opened, name: str) -> DataSource:
     ordered = {split: opened.splits[split] for split in ("train", "val", "test") if split in opened.splits}
     splits = ordered | dict(opened.splits)
     classes = next(iter(splits.values())).classes
-    return DataSource(splits, classes, opened.format, name, list(opened.notes))
+    return DataSource(splits, classes, opened.format, name, list(opened.notes), opened.attributes)
 
 
 def _missing(name: str) -> DataError:

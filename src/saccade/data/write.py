@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from saccade.data.attributes import FILE, is_held_out, scene_table, write_table
 from saccade.data.synthetic import Scene, SceneConfig, draw_scene
 from saccade.errors import ConfigError, DataError, UnknownNameError
 from saccade.types import Classes
@@ -47,14 +48,15 @@ def write_scenes(
 
     ``classification`` gives ``train/SHAPE/*.png`` and ``val/SHAPE/*.png``; ``segmentation`` gives ``images/SPLIT`` and
     label maps in ``masks/SPLIT`` (0 is background); ``detection`` and ``instance`` give ``images/SPLIT`` and COCO JSON
-    with boxes and masks in ``annotations``; ``captions`` gives ``images/SPLIT`` and ``captions.csv``. Every task adds
-    ``scenes.json``, the whole truth.
+    with boxes and masks in ``annotations``; ``captions`` gives ``images/SPLIT`` and ``captions.csv``; ``attributes``
+    gives ``SPLIT/COLOUR SHAPE/*.png`` and ``attributes.csv``, and in ``test`` only combinations that training never
+    shows. Every task adds ``scenes.json``, the whole truth.
 
     Args:
         out: folder to create.
         count: scenes in all; a fifth is for validation.
         size: height and width in pixels.
-        task: one of the five.
+        task: one of the six.
         seed: the same seed draws the same scenes.
         shortcut: class that a watermark betrays.
         shortcut_rate: share of its scenes that carry the watermark.
@@ -68,7 +70,7 @@ def write_scenes(
         raise UnknownNameError("task", task, _WRITERS)
     config = SceneConfig(
         size=(size, size) if isinstance(size, int) else size,
-        objects=(1, 1) if task == "classification" else (1, 4),
+        objects=(1, 1) if task in {"classification", "attributes"} else (1, 4),
         shortcut=shortcut,
         shortcut_rate=shortcut_rate,
     )
@@ -77,7 +79,7 @@ def write_scenes(
         raise ConfigError(f"count is {count}", where="count", expected=f"at least {least}: each class in each split")
     classes = Classes(config.shapes)
     with new_folder(Path(out)) as folder:
-        facts = [_WRITERS[task].one(folder, drawn, classes) | _truth(drawn) for drawn in _draw(config, count, seed)]
+        facts = [_truth(drawn) | _WRITERS[task].one(folder, drawn, classes) for drawn in _draw(config, count, seed)]
         _WRITERS[task].last(folder, facts, classes)
         about = {"task": task, "seed": seed, "classes": classes.names, "licence": "CC0 1.0", "scenes": facts}
         (folder / "scenes.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
@@ -146,6 +148,14 @@ def _one_classified(folder: Path, drawn: _Drawn, classes: Classes) -> dict[str, 
     return {"file": f"{drawn.split}/{shape}/{drawn.name}"}
 
 
+def _one_described(folder: Path, drawn: _Drawn, classes: Classes) -> dict[str, Any]:
+    thing = drawn.scene.objects[0]
+    split = "test" if is_held_out(thing.colour, thing.shape) else drawn.split
+    place = f"{split}/{thing.colour} {thing.shape}/{drawn.name}"
+    _save(drawn.scene.image, folder / place)
+    return {"file": place, "split": split}
+
+
 def _one_segmented(folder: Path, drawn: _Drawn, classes: Classes) -> dict[str, Any]:
     _save(drawn.scene.label_map(classes), folder / "masks" / drawn.split / drawn.name)
     return _save_image(folder, drawn)
@@ -208,6 +218,10 @@ def _last_captioned(folder: Path, facts: list[dict[str, Any]], classes: Classes)
         writer.writerows([fact["file"], fact["caption"], fact["split"]] for fact in facts)
 
 
+def _last_described(folder: Path, facts: list[dict[str, Any]], classes: Classes) -> None:
+    write_table(folder / FILE, scene_table(shapes=classes.names))
+
+
 def _last_classified(folder: Path, facts: list[dict[str, Any]], classes: Classes) -> None:
     """Class folders say all there is to say."""
 
@@ -224,5 +238,6 @@ _WRITERS = {
     "segmentation": _Writer(_one_segmented, _last_segmented),
     "detection": _Writer(_one_detected, _last_coco),
     "instance": _Writer(_one_detected, _last_coco),
+    "attributes": _Writer(_one_described, _last_described),
     "captions": _Writer(_one_captioned, _last_captioned),
 }

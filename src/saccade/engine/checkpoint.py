@@ -113,6 +113,16 @@ def read_header(path: str | Path) -> ModelHeader:
     return ModelHeader(header["name"], header["metrics"], header["data"], header["licences"], header["version"])
 
 
+def stored_digest(path: str | Path) -> str | None:
+    """The digest that a file of ours says it has; None for any other file. Nothing is verified: loading does that."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            digest = json.loads((file.metadata() or {}).get(_KEY, "{}")).get("digest")
+    except (OSError, SafetensorError, json.JSONDecodeError):
+        return None
+    return digest if isinstance(digest, str) else None
+
+
 def describe_model(model: VisionModel[Any, Any, Any]) -> dict[str, Any]:
     """Architecture, config and classes as plain data."""
     return {
@@ -301,6 +311,12 @@ def _independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stored[key] = own.clone() if address in storages else own
         storages.add(address)
     return stored
+
+
+def weights_digest(model: VisionModel[Any, Any, Any]) -> str:
+    """A SHA-256 over config and weights of a model: what was computed with it holds as long as this stays the same."""
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    return _digest(tensors, {"config": to_dict(model.config)})
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:

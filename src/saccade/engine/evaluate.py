@@ -21,11 +21,12 @@ from saccade.data.source import DataSource
 from saccade.engine.detect import detect_pictures
 from saccade.engine.modes import evaluating
 from saccade.engine.segment import segment_pictures
+from saccade.engine.zero_shot import new_tally, without_long_texts
 from saccade.errors import DataError, nearest
 from saccade.models.base import VisionModel
 from saccade.models.detector import Detector
 from saccade.models.segmenter import Segmenter
-from saccade.tasks import TASKS, EvaluateConfig, Evaluation, Facts, Tally
+from saccade.tasks import EvaluateConfig, Evaluation, Facts, Tally
 from saccade.tasks.base import LEVEL
 from saccade.types import Classes, Prediction
 
@@ -42,7 +43,8 @@ def evaluate(model: VisionModel[Any, Any, Any], dataset: Dataset, config: Evalua
     config = config or EvaluateConfig()
     start = time.perf_counter()
     check_task(model, dataset.task)
-    tally = TASKS[model.task].tally(model.classes.names, join_classes(model.classes, dataset.classes), config)
+    whole, (dataset, too_long) = dataset, without_long_texts(model, dataset, "the data")
+    tally = new_tally(model, dataset, labels_for(model, dataset.classes), config)
     batches = held_out_batches(
         dataset, model, LoaderConfig(batch_size=config.batch_size, workers=config.workers, strict=config.strict)
     )
@@ -56,9 +58,9 @@ def evaluate(model: VisionModel[Any, Any, Any], dataset: Dataset, config: Evalua
         "level": LEVEL,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "device": str(next(model.parameters()).device),
-        "data": dataset.fingerprint(),
+        "data": whole.fingerprint(),
     }
-    return tally.evaluation(Facts(tuple(batches.skipped), settings, time.perf_counter() - start))
+    return tally.evaluation(Facts((*too_long, *batches.skipped), settings, time.perf_counter() - start))
 
 
 def evaluate_split(
@@ -98,6 +100,17 @@ def check_task(model: VisionModel[Any, Any, Any], task: str, *, where: str | Non
         )
 
 
+def labels_for(model: VisionModel[Any, Any, Any], classes: Classes, *, where: str | None = None) -> Tensor:
+    """Label of the model ``[K_data]`` int64 for each label of the data; a model of texts takes any names as they are.
+
+    Raises:
+        DataError: as ``join_classes``.
+    """
+    if model.task == "zero_shot":
+        return torch.arange(len(classes))
+    return join_classes(model.classes, classes, where=where)
+
+
 def join_classes(model_classes: Classes, data_classes: Classes, *, where: str | None = None) -> Tensor:
     """Label of the model ``[K_data]`` int64 for each label of the data set, joined by name.
 
@@ -123,8 +136,8 @@ def join_classes(model_classes: Classes, data_classes: Classes, *, where: str | 
 
 
 def held_out_batches(dataset: Dataset, model: VisionModel[Any, Any, Any], config: LoaderConfig) -> Loader | Pictures:
-    """The pictures of a data set in order, each once: ready for a classifier, as they are for all others."""
-    if model.task == "classification":
+    """The pictures of a data set in order, each once: ready for models that see them whole, as they are for others."""
+    if model.task in {"classification", "zero_shot"}:
         return Loader(dataset, model.preprocess, config)
     return Pictures(dataset, strict=config.strict)
 
@@ -147,7 +160,9 @@ def score_batches(
                 predictions: Sequence[Prediction]
                 if isinstance(batch, Batch):
                     images = batch.images.to(device).channels_last()
-                    predictions = model.postprocess(model(images), images)
+                    # The texts of a caption are embedded beside its picture; other targets choose nothing here.
+                    targets = batch.targets if model.task == "zero_shot" else None
+                    predictions = model.postprocess(model(images, targets), images)
                 elif isinstance(model, Segmenter):
                     predictions = segment_pictures(model, batch.pictures)
                 else:

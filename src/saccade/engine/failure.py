@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from saccade.data.loader import Batch
 from saccade.engine.checkpoint import build_described, describe_model, load_weights, read_container, write_container
 from saccade.models.base import VisionModel
-from saccade.types import BoxTarget, ClassTarget, Geometry, ImageBatch, Losses, MapTarget, Masks, Target
+from saccade.types import BoxTarget, Caption, ClassTarget, Geometry, ImageBatch, Losses, MapTarget, Masks, Target
 
 _WEIGHTS = "model."
 _TARGETS = "targets."
@@ -40,6 +40,7 @@ def save_failure(
     header = {
         **describe_model(model),
         **about,
+        "captions": [list(target.texts) if isinstance(target, Caption) else None for target in batch.targets],
         "seeds": list(seeds),
         "sources": list(batch.sources),
         "sizes": batch.images.sizes,
@@ -72,7 +73,8 @@ def replay(path: str | Path) -> Losses:
         if key.startswith(_TARGETS):
             index, _, part = key.removeprefix(_TARGETS).partition(".")
             packed[int(index)][part] = value
-    targets = [_unpack(parts) for parts in packed]
+    captions = header.get("captions") or [None] * len(packed)
+    targets = [_unpack(parts, texts) for parts, texts in zip(packed, captions, strict=True)]
     seed_step(*header["seeds"])
     losses: Losses = model.loss(model(images, targets), targets)
     return losses
@@ -84,12 +86,16 @@ def _pack(target: Target) -> dict[str, Tensor]:
         return {"label": target.label}
     if isinstance(target, MapTarget):
         return {"map": target.labels}
+    if isinstance(target, Caption):
+        return {}
     parts = {"boxes": target.boxes, "labels": target.labels, "crowd": target.crowd}
     return parts if target.masks is None else {**parts, "masks": target.masks.dense()}
 
 
-def _unpack(parts: Mapping[str, Tensor]) -> Target:
-    """The target behind the tensors of ``_pack``."""
+def _unpack(parts: Mapping[str, Tensor], texts: Sequence[str] | None) -> Target:
+    """The target behind the tensors of ``_pack``, or behind the texts of a caption."""
+    if texts is not None:
+        return Caption(tuple(texts))
     if "label" in parts:
         return ClassTarget(parts["label"])
     if "map" in parts:

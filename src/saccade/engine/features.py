@@ -106,7 +106,7 @@ class FeatureLoader:
                 self.sources += batch.sources
                 self.indices += batch.indices
         self.pooled, self.labels = torch.cat(pooled), torch.cat(labels)
-        self.skipped = loader.skipped
+        self.dataset, self.skipped = loader.dataset, loader.skipped
 
     def __len__(self) -> int:
         """Batches per epoch."""

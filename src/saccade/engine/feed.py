@@ -14,16 +14,19 @@ from torch import Tensor
 from saccade.backbones.base import Routing
 from saccade.data.dataset import Dataset, Labelled, subset
 from saccade.data.loader import Batch, Loader, LoaderConfig
+from saccade.data.mosaic import Mosaic
 from saccade.data.pictures import PictureBatch, Pictures
 from saccade.data.source import DataSource
-from saccade.engine.evaluate import check_task, held_out_batches, join_classes
+from saccade.engine.evaluate import check_task, held_out_batches, labels_for
 from saccade.engine.features import MAX_BYTES, FeatureLoader, HeadView, fixed_width
 from saccade.engine.plan import TrainConfig
+from saccade.engine.zero_shot import without_long_texts
 from saccade.errors import ConfigError, DataError
 from saccade.models.base import VisionModel
+from saccade.models.detector import DetectorConfig
 from saccade.models.segmenter import SegmenterConfig
 from saccade.tasks.semantic import relabelled
-from saccade.types import BoxTarget, Classes, ClassTarget, MapTarget, Target
+from saccade.types import BoxTarget, Caption, Classes, ClassTarget, MapTarget, Target
 
 
 @runtime_checkable
@@ -50,6 +53,7 @@ class BatchSource(Protocol):
 class HeldOutSource(Protocol):
     """What gives validation batches."""
 
+    dataset: Dataset
     skipped: list[str]
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch] | Iterator[PictureBatch]:
@@ -79,8 +83,8 @@ class Feed:
         val: HeldOutSource,
     ) -> None:
         self.train, self.val = train, val
-        self.relabel = join_classes(model.classes, data.classes, where=data.name)
-        self.num_classes = len(model.classes)
+        self.relabel = labels_for(model, data.classes, where=data.name)
+        self.num_classes = len(self.relabel) if model.task == "zero_shot" else len(model.classes)
         self._is_same_order = torch.equal(self.relabel, torch.arange(self.num_classes))
         steps = math.ceil(len(train) / config.accumulate)
         self.steps_per_epoch = min(steps, config.limit_steps) if config.limit_steps else steps
@@ -116,6 +120,8 @@ class Feed:
     def _rename(self, target: Target) -> Target:
         if isinstance(target, MapTarget):
             return MapTarget(relabelled(target.labels, self.relabel))
+        if isinstance(target, Caption):
+            return target
         if isinstance(target, BoxTarget):
             return replace(target, labels=self.relabel.to(target.labels.device)[target.labels])
         relabel = self.relabel.to(target.label.device)
@@ -132,8 +138,13 @@ def build_feed(model: VisionModel[Any, Any, Any], data: DataSource, config: Trai
         DataError: without a ``train`` split, or where the classes do not fit the model.
     """
     check_task(model, data.task, where=data.name)
+    if config.chunk and model.task != "zero_shot":
+        raise ConfigError("chunk is for models of pictures and texts", where="chunk", remedy="use accumulate instead")
     adopt_classes(model, data.classes)
     train, val, notes = training_splits(data, config)
+    train, told = without_long_texts(model, train, "train")
+    val, also = without_long_texts(model, val, "val")
+    notes += [*told, *also]
     settings = LoaderConfig(batch_size=config.batch_size, workers=config.workers, strict=config.strict)
     val_loader = held_out_batches(val, model, replace(settings, batch_size=max(config.batch_size, 128)))
     width = fixed_width(model, config.freeze) if config.augment.is_off and config.mix.is_off else None
@@ -150,6 +161,8 @@ def build_feed(model: VisionModel[Any, Any, Any], data: DataSource, config: Trai
         # A last batch of one picture would leave batch norm nothing to normalise over.
         share = -(-len(train) // fabric.world_size)
         settings = replace(settings, drop_last=share > config.batch_size and share % config.batch_size == 1)
+        mosaic, mosaic_epochs, told = mosaic_for(model, config)
+        notes += told
         train_loader = Loader(
             train,
             model.preprocess,
@@ -158,6 +171,8 @@ def build_feed(model: VisionModel[Any, Any, Any], data: DataSource, config: Trai
             seed=config.seed,
             augment=config.augment,
             mix=config.mix,
+            mosaic=mosaic,
+            mosaic_epochs=mosaic_epochs,
             rank=fabric.global_rank,
             world_size=fabric.world_size,
         )
@@ -170,13 +185,33 @@ def build_feed(model: VisionModel[Any, Any, Any], data: DataSource, config: Trai
     return feed
 
 
+def mosaic_for(model: VisionModel[Any, Any, Any], config: TrainConfig) -> tuple[Mosaic | None, int, list[str]]:
+    """How pictures are put together, in how many of the epochs, and what to tell of it.
+
+    Raises:
+        ConfigError: where it is asked for and the model learns no objects.
+    """
+    mosaic, settings = config.mosaic, model.config
+    if not isinstance(settings, DetectorConfig):
+        if mosaic.use == "on":
+            raise ConfigError("mosaics are for pictures with objects", where="mosaic.use", expected="auto or off")
+        return None, 0, []
+    is_wanted = mosaic.use == "on" or (mosaic.use == "auto" and settings.wants_mosaic)
+    count = mosaic.open_epochs(config.epochs) if is_wanted else 0
+    if not count or not mosaic.probability:
+        return None, 0, []
+    told = f"four pictures in one (mosaic) in the first {count} of {config.epochs} epochs"
+    reason = "" if mosaic.use == "on" else ", as the model learns best"
+    return mosaic, count, [f"{told}{reason}; mosaic.use=off leaves them apart"]
+
+
 def adopt_classes(model: VisionModel[Any, Any, Any], classes: Classes) -> None:
     """Give a model that was never told its classes those of the data.
 
     Raises:
         DataError: where their numbers differ.
     """
-    if model.classes == classes or model.classes != Classes.numbered(len(model.classes)):
+    if model.task == "zero_shot" or model.classes == classes or model.classes != Classes.numbered(len(model.classes)):
         return
     if len(model.classes) != len(classes):
         raise DataError(

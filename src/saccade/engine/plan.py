@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from saccade.config import Config
+from saccade.data.mosaic import Mosaic
 from saccade.data.transforms import Augment, Mix
 from saccade.engine.optim import OptimizerName
 from saccade.errors import ConfigError
@@ -24,6 +25,9 @@ class TrainConfig(Config):
     """Pictures per forward pass and process."""
     accumulate: int = 1
     """Batches whose gradients make one step; 2 batches of 32 give the gradient of one batch of 64."""
+    chunk: int = 0
+    """Pictures per forward pass of a contrastive training, whose loss still sees the whole batch (gradient caching, one
+    more forward pass); 0 for all at once."""
     limit_steps: int = 0
     """At most this many steps per epoch; 0 for all pictures."""
     optimizer: OptimizerName = "adamw"
@@ -56,6 +60,8 @@ class TrainConfig(Config):
     """Random changes of the training pictures."""
     mix: Mix = field(default_factory=Mix)
     """Mixup, cutmix, label smoothing."""
+    mosaic: Mosaic = field(default_factory=Mosaic)
+    """Four pictures with objects in one, closed for the last epochs; by default where the model learns best so."""
     class_weights: bool = False
     """Weight the classes of label maps by median frequency, counted in the training data; for segmenters."""
     validation_share: float = 0.1
@@ -78,7 +84,7 @@ class TrainConfig(Config):
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             _check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
-        for name in ("limit_steps", "weight_decay", "clip_norm", "seed", "patience", "checkpoint_steps"):
+        for name in ("chunk", "limit_steps", "weight_decay", "clip_norm", "seed", "patience", "checkpoint_steps"):
             _check(name, getattr(self, name), "at least 0", getattr(self, name) >= 0)
         for name in ("learning_rate", "head_multiplier", "checkpoint_seconds"):
             _check(name, getattr(self, name), "above 0", getattr(self, name) > 0)

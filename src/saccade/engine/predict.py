@@ -1,9 +1,9 @@
 """Prediction: load once, predict many; faster than the model as written, and checked against it.
 
 The first pictures of a long list are run through the float32 model and through faster copies of it (``engine.fast``).
-The fastest copy that gives the same likeliest class on at least 99.5 % of them (of their pixels, for a segmenter), and
-no probability further off than 0.02 (no further on average, for a segmenter), does the rest. For a detector the share
-is of its clear objects, and the difference that of their scores, on average.
+A copy may do the rest where enough of its answers are the model's and no probability is too far off; what an answer is
+and how much is enough says the task (``Task.agreement``, ``min_agreement``, ``max_difference``). Copies are tried the
+safest first, and one that rounds more has to be a tenth faster than what there is already.
 """
 
 from __future__ import annotations
@@ -43,9 +43,11 @@ PIXELS_CHECKED = 1 << 18
 NUM_DETECTED = 4
 """For detectors: each picture is worth many boxes."""
 
-MIN_AGREEMENT = 0.995
-MAX_DIFFERENCE = 0.02
-MIN_SPEEDUP = 1.1
+MIN_GAIN = 1.1
+"""How many times as fast as the best so far a copy has to be."""
+
+LONG = 1.0
+"""Seconds from which one run is enough to measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,28 +143,35 @@ class Predictor:
         return picture[0].numel() / PIXELS_CHECKED if self.model.task == "semantic" else 1 / NUM_DETECTED
 
     def _choose(self, pictures: Sequence[Tensor]) -> list[Prediction]:
-        """Decide on the fastest copy that agrees, on the first pictures; returns all float32 predictions."""
-        task = TASKS[self.model.task]
-        exact = Candidate("float32, as written", self.model)
-        predictions = run(exact, self.model, ready(self.model, pictures))
+        """Decide on the fastest copy that agrees, on the first pictures, and let it do the others."""
         count = 1 + sum(total < 1 for total in itertools.accumulate(map(self._worth, pictures)))
-        checked, reference = ready(self.model, pictures[:count]), predictions[:count]
-        base_seconds = _seconds(exact, self.model, checked)
+        checked = ready(self.model, pictures[:count])
+        predictions = run(self._runner, self.model, checked)
+        self.plan = self._compared(checked, predictions)
+        if len(pictures) > count:
+            predictions += run(self._runner, self.model, ready(self.model, pictures[count:]))
+        return predictions
+
+    def _compared(self, checked: Ready, reference: Sequence[Prediction]) -> Plan:
+        """Which copy to use from now on, by what the model itself says of some pictures."""
+        task = TASKS[self.model.task]
+        base_seconds = _seconds(self._runner, self.model, checked)
         best, rejected = Plan(), []
         for candidate in candidates(self.model, self.device):
             agreement, difference = task.agreement(run(candidate, self.model, checked), reference)
-            speedup = base_seconds / _seconds(candidate, self.model, checked)
-            if agreement < MIN_AGREEMENT:
+            if agreement < task.min_agreement:
                 rejected.append(f"{candidate.name}: only {agreement:.2%} of the answers are the same")
-            elif not difference <= MAX_DIFFERENCE:
+                continue
+            if not difference <= task.max_difference:
                 rejected.append(f"{candidate.name}: a probability differs by {difference:.3f}")
-            elif speedup < max(best.speedup, MIN_SPEEDUP):
+                continue
+            speedup = base_seconds / _seconds(candidate, self.model, checked)
+            if speedup < MIN_GAIN * best.speedup:
                 rejected.append(f"{candidate.name}: only {speedup:.2f} times as fast")
-            else:
-                best = Plan(candidate.name, speedup, agreement, difference)
-                self._runner = candidate
-        self.plan = replace(best, rejected=tuple(rejected))
-        return predictions
+                continue
+            best = Plan(candidate.name, speedup, agreement, difference)
+            self._runner = candidate
+        return replace(best, rejected=tuple(rejected))
 
 
 def ready(model: VisionModel[Any, Any, Any], pictures: Sequence[Tensor]) -> Ready:
@@ -210,9 +219,9 @@ def _to_float(outputs: Any) -> Any:
 
 
 def _seconds(candidate: Candidate, model: VisionModel[Any, Any, Any], pictures: Ready) -> float:
-    """The faster of two runs, in seconds: the first also warms up."""
-    times = []
-    for _ in range(2):
+    """The faster of two runs, in seconds; of long ones the first, which something else has warmed up."""
+    times: list[float] = []
+    while len(times) < 2 and max(times, default=0.0) < LONG:
         start = time.perf_counter()
         run(candidate, model, pictures)
         if next(model.parameters()).is_cuda:

@@ -163,12 +163,13 @@ def quantize_convolutions(model: nn.Module) -> int:
     Where the last layer is a convolution, the scores are its direct output: those of its width stay as they are,
     because there may be several.
     """
-    layers = [(path, module) for path, module in model.named_modules() if type(module) in (nn.Conv2d, nn.Linear)]
+    layers = [(path, module) for path, module in model.named_modules() if any(True for _ in module.parameters(False))]
+    last = layers[-1][1] if layers else None
     count = 0
     for path, conv in layers:
-        if not isinstance(conv, nn.Conv2d) or not _pays(conv):
+        if type(conv) is not nn.Conv2d or not _pays(conv):
             continue
-        if conv.out_channels == getattr(layers[-1][1], "out_channels", None):
+        if conv.out_channels == getattr(last, "out_channels", None):
             continue
         _replace(model, path, QuantizedConv2d(conv))
         count += 1

@@ -20,6 +20,7 @@ from saccade.data.loader import Batch
 from saccade.data.source import DataSource
 from saccade.engine.board import draw, open_board
 from saccade.engine.checkpoint import describe_model, load_state, load_weights, save_model, save_state
+from saccade.engine.contrastive import ContrastivePass
 from saccade.engine.evaluate import score_batches
 from saccade.engine.failure import save_failure, seed_step
 from saccade.engine.feed import Feed, build_feed
@@ -28,6 +29,7 @@ from saccade.engine.modes import freeze, train_mode
 from saccade.engine.optim import MovingAverage, build_optimizer, parameter_groups, schedule, set_learning_rate
 from saccade.engine.plan import StepRecord, TrainConfig
 from saccade.engine.run import RunFolder
+from saccade.engine.zero_shot import new_tally
 from saccade.errors import ConfigError, RunError, TrainingError
 from saccade.models.base import VisionModel
 from saccade.tasks import TASKS, EvaluateConfig
@@ -196,7 +198,7 @@ class Session:
         evaluations: dict[str, dict[str, float]] = {}
         if self.fabric.is_global_zero:
             for which, model in self._candidates().items():
-                tally = self.task.tally(self.model.classes.names, self.feed.relabel, _VALIDATION)
+                tally = new_tally(model, self.feed.val.dataset, self.feed.relabel, _VALIDATION)
                 with self.fabric.autocast():
                     for _ in score_batches(self.feed.view(model), self.feed.val.epoch(0), tally):
                         pass
@@ -324,19 +326,33 @@ class Session:
         seeds = (self.config.seed, self.step_count, place, self.fabric.global_rank)
         seed_step(*seeds)
         with self.fabric.no_backward_sync(self.module, enabled=not is_last):
-            outputs = self.module(_Carried(batch))
-            losses: Losses = self.model.loss(outputs, batch.targets)
+            outputs, cached = None, None
+            if self.task.name == "zero_shot" and (self.config.chunk or self.fabric.world_size > 1):
+                cached = self._contrast(batch, seeds)
+                losses: Losses = cached.losses
+            else:
+                outputs = self.module(_Carried(batch))
+                losses = self.model.loss(outputs, batch.targets)
             total = losses.total
             # The mean over all processes is finite only where each of them is, so all of them stop together.
             mean = total.detach() if self.fabric.world_size == 1 else self.fabric.all_reduce(total.detach())
             if not math.isfinite(float(mean)):
                 self._fail(batch, seeds, losses)
-            self.fabric.backward(total * share)
+            self.fabric.backward(total * share) if cached is None else cached.backward(share)
         load = self.feed.expert_load(outputs)
         if load is not None:
             self._load = load * share + (0 if self._load is None else self._load)
         figures = {name: float(value.detach()) for name, value in {**losses.terms, **losses.logs}.items()}
         return {**figures, "total": float(mean)}
+
+    def _contrast(self, batch: Batch, seeds: tuple[int, ...]) -> ContrastivePass:
+        """The loss over all parts of a batch and all processes."""
+
+        def forward(part: Batch) -> Any:
+            return self.module(_Carried(part))
+
+        chunk = self.config.chunk
+        return ContrastivePass(self.fabric, self.module, forward, self.model, batch, chunk=chunk, seeds=seeds)
 
     def _clip(self, batch: Batch) -> float:
         limit = self.config.clip_norm or math.inf

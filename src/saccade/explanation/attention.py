@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from saccade.errors import ExplainError
 from saccade.explanation.attribution import Attribution, ScoreFn
+from saccade.explanation.queries import query_relevance
 from saccade.explanation.record import recording
 from saccade.types import ExplainSpec, ImageBatch
 
@@ -67,7 +68,9 @@ class AttentionRelevance:
     def __call__(
         self, model: nn.Module, images: ImageBatch, scores: Sequence[ScoreFn], spec: ExplainSpec
     ) -> Attribution:
-        """Values on the grid of patches."""
+        """Values on the grid of patches; of a detector with queries, on that of what they look at."""
+        if spec.queries is not None:
+            return query_relevance(model, images, scores, spec)
         check_attention(spec)
         num_prefix = spec.attention[0].num_prefix
         places = _places(scores, images, spec)

@@ -11,30 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from saccade.explanation.attribution import ScoreFn
 from saccade.explanation.record import recording
-from saccade.models.detector import Candidates, Detector
-from saccade.models.mask_rcnn import MaskOutputs
+from saccade.models.detector import Candidates, Detector, MaskEvidence
 from saccade.ops.image import Preprocess
 from saccade.types import Classes, Detections, ExplainSpec, GridLayer, ImageBatch
-
-
-class MaskEvidence(NamedTuple):
-    """The raw masks of one picture.
-
-    Attributes:
-        boxes: ``[N, 4]`` xyxy on the canvas, over which each mask is laid.
-        labels: ``[N]`` int64.
-        source: ``[N]`` int64, which candidate each belongs to.
-        logits: ``[N, S, S]``, differentiable.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    source: Tensor
-    logits: Tensor
 
 
 class Found(NamedTuple):
@@ -79,7 +62,7 @@ class Watched(nn.Module):
         """The candidates of each picture."""
         outputs = self.detector(images)
         candidates = self.detector.candidates(outputs, images)
-        return Found(candidates, masks_of(outputs, len(images)), images.sizes, outputs)
+        return Found(candidates, self.detector.mask_evidence(outputs, images), images.sizes, outputs)
 
     def detections(self, found: Found, images: ImageBatch) -> list[Detections]:
         """The objects of each picture, as the detector predicts them, on the CPU."""
@@ -88,18 +71,6 @@ class Watched(nn.Module):
     def explain_spec(self) -> ExplainSpec:
         """That of the detector."""
         return self.detector.explain_spec().under("detector")
-
-
-def masks_of(outputs: Any, count: int) -> list[MaskEvidence] | None:
-    """The raw masks of each of ``count`` pictures; None where the outputs hold none."""
-    for said in getattr(outputs, "heads", ()):
-        if isinstance(said, MaskOutputs):
-            regions = said.regions
-            return [
-                MaskEvidence(regions.boxes[rows], regions.labels[rows], regions.source[rows], said.logits[rows])
-                for rows in regions.per_image(count)
-            ]
-    return None
 
 
 def fired_layers(

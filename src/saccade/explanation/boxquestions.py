@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from saccade.errors import InputError
-from saccade.explanation.boxes import Found, MaskEvidence, Watched
+from saccade.explanation.boxes import Found, Watched
 from saccade.explanation.boxscores import (
     SAME,
     SIDES,
@@ -27,7 +28,7 @@ from saccade.explanation.boxscores import (
     SideScore,
 )
 from saccade.explanation.questions import Asked, Question, itself, label_of
-from saccade.models.detector import Candidates
+from saccade.models.detector import Candidates, MaskEvidence
 from saccade.ops.boxes import clip, map_to_canvas
 from saccade.types import Classes, Detections, ImageBatch
 
@@ -52,11 +53,15 @@ class BoxQuestions:
     """
 
     def __init__(self, model: Watched, found: Found, images: ImageBatch, against: str | int | None) -> None:
-        self.found, self.images = found, images
+        self._model, self.found, self.images = model, found, images
         self.classes: Classes = model.classes
         self.candidates: Candidates = found.candidates[0]
-        self.detections = model.detections(found, images)[0]
         self.against = None if against is None else label_of(against, self.classes)
+
+    @cached_property
+    def detections(self) -> Detections:
+        """The objects of the picture, likeliest first."""
+        return self._model.detections(self.found, self.images)[0]
 
     def ask(self, question: Question) -> Asked:
         """One question.
@@ -78,6 +83,27 @@ class BoxQuestions:
             return self._likeliest(label_of(question, self.classes))
         kind = type(question).__name__
         raise InputError(f"a {kind} is no question to a detector", where="of", expected=EXPECTED)
+
+    def located(self, given: Detections) -> tuple[Tensor, Tensor]:
+        """Boxes ``[N, 4]`` on the canvas, and the candidate ``[N]`` int64 of each of some detections.
+
+        Raises:
+            InputError: where they are of other classes, or one is not found any more.
+        """
+        if given.classes != self.classes:
+            raise InputError("these detections are of other classes", where="of", remedy="predict with this model")
+        boxes = map_to_canvas(given.boxes.cpu().float(), self.images.geometries[0])
+        every = self.candidates.boxes.detach()
+        columns = torch.zeros_like(given.labels) if every.shape[1] == 1 else given.labels
+        sources = given.source.to(every.device).clamp(max=max(len(every) - 1, 0))
+        if len(boxes) and len(every):
+            own = clip(every[sources, columns.to(every.device)].float(), self.images.sizes[0])
+            is_moved = (own - boxes.to(own)).abs().amax(1) > SAME
+        else:
+            is_moved = torch.ones(len(boxes), dtype=torch.bool)
+        for index in torch.nonzero(is_moved)[:, 0].tolist():
+            sources[index] = self._candidate(boxes[index], int(given.labels[index]), int(given.source[index]), index)
+        return boxes, sources
 
     def _likeliest(self, label: int) -> Asked:
         places = torch.nonzero(self.detections.labels == label)[:, 0]

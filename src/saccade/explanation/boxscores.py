@@ -11,7 +11,7 @@ B batch · R raw candidates of one picture · K classes · N objects with masks 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from saccade.errors import ExplainError
 from saccade.explanation.attribution import ScoreFn
-from saccade.explanation.boxes import Found, MaskEvidence
-from saccade.models.detector import Candidates
+from saccade.explanation.boxes import Found
+from saccade.models.detector import Candidates, MaskEvidence
 from saccade.ops.boxes import box_iou, clip
 from saccade.ops.paste import paste
 
@@ -279,6 +279,25 @@ def follow(candidates: Candidates, size: tuple[int, int], asked: AskedBox) -> in
     return int(worth.argmax()) if len(worth) and bool(worth.max() > 0) else None
 
 
+def places_of(scores: Sequence[ScoreFn], outputs: Any) -> Tensor:
+    """The candidate that each score reads in each picture, ``[T, B]`` int64; -1 where there is none.
+
+    Raises:
+        ExplainError: where a score is not about an object.
+    """
+    found = _found(outputs)
+    rows = []
+    for score in scores:
+        asked = getattr(score, "asked", None)
+        if not isinstance(asked, AskedBox):
+            raise ExplainError(
+                f"{score!r} is not about an object", expected="a question about a box", remedy="ask for box:0"
+            )
+        places = [follow(one, size, asked) for one, size in zip(found.candidates, found.sizes, strict=True)]
+        rows.append([-1 if place is None else place for place in places])
+    return torch.tensor(rows)
+
+
 def _worth(candidates: Candidates, size: tuple[int, int], asked: AskedBox, label: int) -> Tensor:
     """Overlap with the asked box times score of a class, ``[R]``; gradients pass through the score."""
     boxes = clip(_boxes_as(candidates, label).detach().float(), size)
@@ -305,13 +324,18 @@ def _largest(worth: Tensor, candidates: Candidates) -> Tensor:
 
 def _each(outputs: Any, read: Callable[[Candidates, tuple[int, int]], Tensor]) -> Tensor:
     """One number per picture, ``[B]``."""
+    found = _found(outputs)
+    values = [read(candidates, size) for candidates, size in zip(found.candidates, found.sizes, strict=True)]
+    return torch.stack([value.float() for value in values])
+
+
+def _found(outputs: Any) -> Found:
     if not isinstance(outputs, Found):
         raise ExplainError(
             f"the outputs are of type {type(outputs).__name__} and hold no candidates",
             expected="a detector as explain() wraps it",
         )
-    values = [read(candidates, size) for candidates, size in zip(outputs.candidates, outputs.sizes, strict=True)]
-    return torch.stack([value.float() for value in values])
+    return outputs
 
 
 def _masks(outputs: Any) -> list[MaskEvidence]:

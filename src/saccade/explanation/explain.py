@@ -13,28 +13,26 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.data.decode import read_image
 from saccade.errors import ConfigError, ExplainError, InputError
-from saccade.explanation.adapt import adapt, model_device
-from saccade.explanation.attribution import Attribution, Explainer
+from saccade.explanation.adapt import AdaptedModel, adapt, model_device
+from saccade.explanation.asking import ask, on_canvas
+from saccade.explanation.attribution import Attribution, Explainer, ScoreFn
 from saccade.explanation.boxes import Watched, fired_layers
-from saccade.explanation.boxquestions import BoxQuestions
 from saccade.explanation.cam import HiResCAM
+from saccade.explanation.fired import fired_parts
 from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import default_method
 from saccade.explanation.methods import method as named_method
-from saccade.explanation.questions import Asked, ClassQuestions, Question, RegionQuestions, pixel_of
+from saccade.explanation.prompts import beside, contrasts_of, noted
+from saccade.explanation.questions import Asked, Question
 from saccade.explanation.record import undisturbed, unwrap
 from saccade.explanation.sharing import attribute, judged
 from saccade.explanation.verdict import Judge, Verdict
-from saccade.ops.image import Preprocess, to_original
-from saccade.types import Classes, ExplainSpec, Geometry, ImageBatch
-
-MAX_REGION_PIXELS = 1 << 20
-"""Largest picture that a segmenter is explained on as a whole; of larger ones the surroundings of a pixel are taken."""
+from saccade.ops.image import to_original
+from saccade.types import Classes, ExplainSpec, ImageBatch
 
 
 @dataclass(frozen=True)
@@ -60,17 +58,19 @@ class Subject:
     """A model ready to be explained many times: a foreign one is adapted once, shuffled copies are made once.
 
     Args:
-        model: one of ours, or any ``torch.nn.Module`` classifier that ``adapt`` can read; its weights must not change
-            while this is in use.
+        model: one of ours, or any ``torch.nn.Module`` that ``adapt`` can read; its weights must not change while this
+            is in use.
+        score: for a foreign model that is no classifier, what will be asked of its outputs.
+        example: a picture to study a foreign model on.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, score: ScoreFn | None = None, example: Any = None) -> None:
         module = unwrap(model)
         if not (hasattr(module, "explain_spec") and hasattr(module, "preprocess")):
-            module = adapt(module)
+            module = adapt(module, score=score, example=example)
         ready: Any = module
         task = getattr(ready, "task", "classification")
-        self.name = type(module).__name__
+        self.name = type(module.module if isinstance(module, AdaptedModel) else module).__name__
         self.classes: Classes = ready.classes
         self.has_regions: bool = task == "semantic"
         self.has_boxes: bool = task in {"detection", "instance"}
@@ -156,7 +156,7 @@ def explain_batch(
         raise InputError("there is nothing to explain", expected="at least one picture and one question")
     if options.batch_size < 1:
         raise ConfigError(f"batch_size is {options.batch_size}", expected="at least 1")
-    subject = _subject(model, options)
+    subject = _subject(_ready(model, images, of), options)
     heatmaps = []
     # A region or an object belongs to its own picture, so pictures of segmenters and detectors share nothing.
     at_once = 1 if subject.has_regions or subject.has_boxes else options.batch_size
@@ -166,8 +166,15 @@ def explain_batch(
     return heatmaps
 
 
-def _subject(model: nn.Module | Subject, options: ExplainOptions) -> _Subject:
-    ready = model if isinstance(model, Subject) else Subject(model)
+def _ready(model: nn.Module | Subject, images: Sequence[Any], of: Sequence[Question]) -> Subject:
+    """The model to be explained; one that is asked with functions only need not be a classifier."""
+    if isinstance(model, Subject):
+        return model
+    functions = [question for question in of if callable(question)]
+    return Subject(model, functions[0], images[0]) if len(functions) == len(of) else Subject(model)
+
+
+def _subject(ready: Subject, options: ExplainOptions) -> _Subject:
     explainer = _explainer(ready, options)
     judge = ready.judge if options.verdict else None
     # An object of a pyramid is read from one level of it, and which that is differs from object to object.
@@ -214,13 +221,30 @@ def _explain_pictures(
 ) -> list[list[Heatmap]]:
     model: Any = subject.model
     device, dtype = model_device(model)
-    images = _on_canvas(subject, pictures, of).to(device, dtype).channels_last()
+    images = on_canvas(model, pictures, of).to(device, dtype).channels_last()
     with undisturbed(model), torch.no_grad():
         outputs = model(images)
-        asked = _ask(subject, outputs, images, of, options.against)
+        asked = ask(model, outputs, images, of, options.against)
         values = [[float(question.score(outputs)[index]) for question in row] for index, row in enumerate(asked)]
     if not all(math.isfinite(value) for row in values for value in row):
         raise ExplainError("the scores of the model are not finite", remedy="check its weights and its precision")
+    if subject.has_boxes and not any(map(callable, of)):
+        objects = [question.score.asked for question in asked[0]]  # type: ignore[attr-defined]
+        fired = fired_parts(model, outputs, images, objects, subject.spec)
+        heatmaps = _of_objects(subject, images, pictures, asked, values, options)
+        return [[replace(heat, fired=one) for heat, one in zip(heatmaps[0], fired, strict=True)]]
+    return _heatmaps(subject, images, pictures, asked, values)
+
+
+def _of_objects(
+    subject: _Subject,
+    images: ImageBatch,
+    pictures: list[Tensor],
+    asked: list[list[Asked]],
+    values: list[list[float]],
+    options: ExplainOptions,
+) -> list[list[Heatmap]]:
+    """The maps of one picture, each at the layer that its object was read from, where nobody chose one."""
     if not subject.finds_layer:
         return _heatmaps(subject, images, pictures, asked, values)
     scores = [question.score for question in asked[0]]
@@ -251,64 +275,22 @@ def _heatmaps(
     asked: list[list[Asked]],
     values: list[list[float]],
 ) -> list[list[Heatmap]]:
-    found = attribute(subject.model, subject.spec, subject.explainer, images, asked)
+    contrasts = [contrasts_of(subject.model, subject.explainer, row) for row in asked]
+    # What prompts are checked with shares the forward passes of what was asked.
+    everything = [list(dict.fromkeys([*row, *beside(checks)])) for row, checks in zip(asked, contrasts, strict=True)]
+    maps = attribute(subject.model, subject.spec, subject.explainer, images, everything)
+    known = [dict(zip(row, some, strict=True)) for row, some in zip(everything, maps, strict=True)]
+    found = [[some[question] for question in row] for row, some in zip(asked, known, strict=True)]
     verdicts = judged(subject.judge, subject.explainer, images, asked, found)
     return [
         [
-            _heatmap(subject, images[index], picture, question, attribution, value, verdict)
-            for question, attribution, value, verdict in zip(
-                asked[index], found[index], values[index], verdicts[index], strict=True
+            _heatmap(subject, images[index], picture, question, noted(known[index], question, check), value, verdict)
+            for question, check, value, verdict in zip(
+                asked[index], contrasts[index], values[index], verdicts[index], strict=True
             )
         ]
         for index, picture in enumerate(pictures)
     ]
-
-
-def _on_canvas(subject: _Subject, pictures: list[Tensor], of: Sequence[Question]) -> ImageBatch:
-    """Pictures as the model sees them; of one that is too large, the surroundings of the pixel that is asked about."""
-    preprocess: Preprocess = subject.model.preprocess  # type: ignore[assignment]
-    height, width = int(pictures[0].shape[-2]), int(pictures[0].shape[-1])
-    if preprocess.policy != "native" or height * width <= MAX_REGION_PIXELS:
-        return _filled(preprocess(pictures), subject.model)
-    pixels = [pixel_of(question) for question in of]
-    if len(of) != 1 or pixels[0] is None:
-        raise InputError(
-            f"a picture of {width}x{height} pixels is too large to be explained as a whole",
-            where="of",
-            expected=f"at most {MAX_REGION_PIXELS:,} pixels, or one pixel such as 120,84",
-            remedy="ask for one pixel, or cut out the part that matters",
-        )
-    side = math.isqrt(MAX_REGION_PIXELS)
-    left, top = (
-        min(max(place - side // 2, 0), max(whole - side, 0))
-        for place, whole in zip(pixels[0], (width, height), strict=True)
-    )
-    part = preprocess([pictures[0][:, top : top + side, left : left + side]])
-    return _filled(replace(part, geometries=(Geometry((height, width), offset=(-top, -left)),)), subject.model)
-
-
-def _filled(images: ImageBatch, model: nn.Module) -> ImageBatch:
-    """The canvas enlarged as a segmenter would enlarge it inside, so that its grids cover the canvas exactly."""
-    stride: int = getattr(model, "stride", 1)
-    below, beside = (-int(side) % stride for side in images.pixels.shape[-2:])
-    if not below and not beside:
-        return images
-    return replace(images, pixels=F.pad(images.pixels, (0, beside, 0, below), mode="replicate"))
-
-
-def _ask(
-    subject: _Subject, outputs: Any, images: ImageBatch, of: Sequence[Question], against: str | int | None
-) -> list[list[Asked]]:
-    """Every question about every picture, with its score."""
-    if subject.has_regions:
-        regions = RegionQuestions(outputs, images, subject.classes, against)
-        return [[regions.ask(question) for question in of]]
-    if subject.has_boxes:
-        assert isinstance(subject.model, Watched)
-        boxes = BoxQuestions(subject.model, outputs, images, against)
-        return [[boxes.ask(question) for question in of]]
-    classes = ClassQuestions(outputs, subject.classes, against)
-    return [[classes.ask(question, index) for question in of] for index in range(len(images))]
 
 
 def _heatmap(

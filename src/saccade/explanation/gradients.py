@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from saccade.errors import ConfigError, ExplainError
 from saccade.explanation.attribution import Attribution, ScoreFn
-from saccade.explanation.perturbation import BASELINES, Baseline, baseline_pixels
+from saccade.explanation.perturbation import BASELINES, Baseline, baseline_pixels, masks_at_once
 from saccade.explanation.record import Record, recording, unwrap
 from saccade.types import ExplainSpec, ImageBatch
 
@@ -70,7 +70,7 @@ class SmoothGrad:
         samples: noisy copies.
         sigma: standard deviation of the noise, as a share of the value range of each picture.
         seed: of the noise, which is the same for every picture of a batch.
-        chunk: pictures per forward pass.
+        chunk: pictures per forward pass, at most.
     """
 
     samples: int = 24
@@ -96,7 +96,7 @@ class SmoothGrad:
         spread = pixels.amax(dim=(1, 2, 3), keepdim=True) - pixels.amin(dim=(1, 2, 3), keepdim=True)
         total = pixels.new_zeros(len(scores), *pixels.shape, dtype=torch.float32)
         squares = torch.zeros_like(total)
-        per_pass = max(self.chunk // len(images), 1)
+        per_pass = masks_at_once(images, self.chunk)
         for part in torch.split(noise, per_pass):
             noisy = pixels[:, None] + self.sigma * spread[:, None] * part
             gradients = repeated_gradients(model, images, noisy, scores)
@@ -118,7 +118,7 @@ class IntegratedGradients:
         steps: Gauss-Legendre points on the line.
         baseline: ``mean`` colour of the training data, ``black`` (blind to black objects), or the picture itself,
             strongly ``blur``red.
-        chunk: pictures per forward pass.
+        chunk: pictures per forward pass, at most.
     """
 
     steps: int = 32
@@ -143,7 +143,7 @@ class IntegratedGradients:
         points = torch.from_numpy((nodes + 1) / 2).to(pixels)
         shares = torch.from_numpy(weights / 2).to(pixels.device, torch.float32)
         mean = pixels.new_zeros(len(scores), *pixels.shape, dtype=torch.float32)
-        per_pass = max(self.chunk // len(images), 1)
+        per_pass = masks_at_once(images, self.chunk)
         for part, share in zip(torch.split(points, per_pass), torch.split(shares, per_pass), strict=True):
             line = start[:, None] + part.view(-1, 1, 1, 1) * (pixels - start)[:, None]
             mean += (repeated_gradients(model, images, line, scores) * share.view(-1, 1, 1, 1)).sum(dim=2)
@@ -209,7 +209,7 @@ def pixel_gradients(
 
 def repeated_gradients(model: nn.Module, images: ImageBatch, copies: Tensor, scores: Sequence[ScoreFn]) -> Tensor:
     """Gradients at S variants of every picture: ``copies [B, S, 3, H, W]`` -> ``[T, B, S, 3, H, W]`` float32."""
-    batch = images.with_pixels(copies.flatten(0, 1))
+    batch = images.with_pixels(copies.flatten(0, 1)).channels_last()
     gradients = torch.cat(list(pixel_gradients(model, batch, scores)))
     return gradients.reshape(len(scores), *copies.shape)
 

@@ -19,6 +19,7 @@ from saccade.atomic import whole_file
 from saccade.errors import InputError
 
 if TYPE_CHECKING:
+    from saccade.explanation.fired import Fired
     from saccade.explanation.verdict import Verdict
 
 
@@ -42,6 +43,7 @@ class Heatmap:
         blank: why the map is empty; None where it is not.
         verdict: how far the map can be trusted; None where it was not asked for.
         region: ``[h, w]`` bool, the pixels whose class is explained; None where it is that of the whole picture.
+        fired: of an object, the cell, proposal or query that it came from; None elsewhere.
         manifest: how the map came about: model, versions, options.
         notes: one sentence per peculiarity.
     """
@@ -61,6 +63,7 @@ class Heatmap:
     blank: str | None = None
     verdict: Verdict | None = None
     region: Tensor | None = None
+    fired: Fired | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -128,6 +131,8 @@ class Heatmap:
     def save_array(self, path: str | Path) -> Path:
         """Write the numbers: ``.npy`` the map alone; ``.npz`` the map, ``seen`` and a JSON text ``about``.
 
+        Where the query of an object looked at points, ``.npz`` has these too: ``points`` and ``point_weights``.
+
         Raises:
             InputError: where the suffix is another one.
             RunError: where the file cannot be written.
@@ -139,8 +144,9 @@ class Heatmap:
                 np.save(temporary, array)
         elif path.suffix == ".npz":
             about = json.dumps(self.about())
+            points = {} if self.fired is None else self.fired.arrays()
             with whole_file(path) as temporary:
-                np.savez_compressed(temporary, map=array, seen=self.seen.cpu().numpy(), about=about)
+                np.savez_compressed(temporary, map=array, seen=self.seen.cpu().numpy(), about=about, **points)
         else:
             raise InputError(f"an array cannot be saved as {path.suffix!r}", where=str(path), expected=".npy or .npz")
         return path
@@ -164,4 +170,5 @@ class Heatmap:
             "is_class_agnostic",
         )
         facts = {name: getattr(self, name) for name in names}
-        return facts | {"notes": list(self.notes), "verdict": judged, "manifest": dict(self.manifest)}
+        fired = None if self.fired is None else self.fired.about()
+        return facts | {"notes": list(self.notes), "fired": fired, "verdict": judged, "manifest": dict(self.manifest)}

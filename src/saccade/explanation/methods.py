@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from saccade.errors import ConfigError, UnknownNameError, nearest
-from saccade.explanation import attention, cam, gradients, perturbation
+from saccade.explanation import attention, cam, gradients, perturbation, queries
 from saccade.explanation.attribution import Explainer
 from saccade.types import ExplainSpec
 
@@ -33,6 +33,7 @@ METHODS: Mapping[str, type[Explainer]] = MappingProxyType(
             cam.ScoreCAM,
             attention.AttentionRollout,
             attention.AttentionRelevance,
+            queries.CrossAttention,
             perturbation.Occlusion,
             perturbation.RISE,
             perturbation.DRISE,
@@ -99,10 +100,13 @@ def suited(spec: ExplainSpec, *, has_boxes: bool = False) -> dict[str, str | Non
     if not has_boxes:
         reasons["drise"] = "it asks where an object is still found, and the model finds none; rise asks about classes"
     elif spec.attention:
-        for name in ("rollout", "relevance"):
-            reasons[name] = "an object is read by a query of its own, whose attention is not followed"
+        reasons["rollout"] = "an object is read by a query of its own; cross_attention shows where it looked"
     if not spec.attention:
         for name in ("rollout", "relevance"):
             reasons[name] = "the model has no attention over all patches that could be observed"
+    if spec.queries is None:
+        reasons["cross_attention"] = "the model has no queries that look at the picture"
+    else:
+        reasons["relevance"] = None
     reasons["guided_backprop"] = "a negative control: it hardly depends on the weights or the class"
     return reasons

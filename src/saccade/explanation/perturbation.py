@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from saccade.errors import ConfigError, ExplainError
 from saccade.explanation.attribution import Attribution, ScoreFn
 from saccade.explanation.record import undisturbed
+from saccade.explanation.rounded import TRIAL, agrees, can_round, rounding
 from saccade.explanation.scores import when_hidden
 from saccade.types import ExplainSpec, ImageBatch
 
@@ -29,6 +30,9 @@ Baseline = Literal["mean", "blur", "black"]
 """What hidden pixels become: the mean colour (zero after normalisation), a blurred copy of the picture, or black."""
 
 BASELINES: tuple[Baseline, ...] = ("mean", "blur", "black")
+Precision = Literal["auto", "float32"]
+"""Of scores under random masks."""
+
 CPU_PIXELS = 400_000
 """Pixels per forward pass on a processor: eight photographs of 224x224, and no fewer icons than asked for."""
 
@@ -85,7 +89,13 @@ def masks_at_once(images: ImageBatch, most: int) -> int:
 
 
 def masked_scores(
-    model: nn.Module, images: ImageBatch, baseline: Tensor, masks: Iterable[Tensor], scores: Sequence[ScoreFn]
+    model: nn.Module,
+    images: ImageBatch,
+    baseline: Tensor,
+    masks: Iterable[Tensor],
+    scores: Sequence[ScoreFn],
+    *,
+    is_rounded: bool = False,
 ) -> Iterator[Tensor]:
     """Scores of the pictures seen through masks: one ``[T, B, m]`` float32 for every chunk of masks.
 
@@ -95,6 +105,7 @@ def masked_scores(
         baseline: ``[B, 3, H, W]``, what shows where a mask is 0.
         masks: chunks ``[B or 1, m, H, W]`` of numbers from 0 (hidden) to 1 (kept).
         scores: what is asked of the outputs, in the form for changed pictures.
+        is_rounded: let the model compute in bfloat16.
     """
     pixels = images.pixels.detach()
     scores = [when_hidden(score) for score in scores]
@@ -102,7 +113,8 @@ def masked_scores(
         kept = chunk.to(pixels.device, pixels.dtype)[:, :, None]  # [B or 1, m, 1, H, W]
         blended = torch.lerp(baseline[:, None], pixels[:, None], kept).flatten(0, 1)
         with torch.no_grad():
-            outputs = model(images.with_pixels(blended).channels_last())
+            with rounding(pixels.device, is_on=is_rounded):
+                outputs = model(images.with_pixels(blended).channels_last())
             yield torch.stack([score(outputs).float().reshape(len(images), -1) for score in scores])
 
 
@@ -149,11 +161,11 @@ class Occlusion:
         patch = self.patch or max(round(min(height, width) / 7), 1)
         stride = min(self.stride or max(patch // 2, 1), patch)
         windows = _windows((height, width), patch, stride)
-        valid = _valid(images)
         at_once = masks_at_once(images, self.batch)
-        total = images.pixels.new_zeros(len(scores), len(images), height, width, dtype=torch.float32)
-        times = torch.zeros_like(total[0])
         with undisturbed(model):
+            valid = _valid(images)
+            total = images.pixels.new_zeros(len(scores), len(images), height, width, dtype=torch.float32)
+            times = torch.zeros_like(total[0])
             baseline = baseline_pixels(model, images, self.baseline)
             whole = next(masked_scores(model, images, baseline, [torch.ones(1, 1, height, width)], scores))
             for start in range(0, len(windows), at_once):
@@ -164,7 +176,7 @@ class Occlusion:
                 drop = (whole - seen) / area.clamp(min=1)
                 total += torch.einsum("tbm,bmhw->tbhw", drop, covered)
                 times += covered.sum(1)
-        return Attribution(total / times.clamp(min=1))
+            return Attribution(total / times.clamp(min=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +194,8 @@ class RISE:
         baseline: what hidden pixels become.
         is_centred: take the mean score away; without it the map is the mean score of the masks that show a place.
         tolerance: stop as soon as every map's relative standard error is at most this; None: use all masks.
+        precision: ``auto`` lets the model compute in bfloat16 where that is fast and the scores of the first masks
+            stay what they were; ``float32`` never.
         seed: of the private random generator.
         batch: pictures per forward pass.
     """
@@ -197,6 +211,7 @@ class RISE:
     baseline: Baseline = "mean"
     is_centred: bool = True
     tolerance: float | None = None
+    precision: Precision = "auto"
     seed: int = 0
     batch: int = 64
 
@@ -213,33 +228,45 @@ class RISE:
     ) -> Attribution:
         """Explain every score on every image; values ``[T, B, H, W]``, error is the relative standard error."""
         del spec
+        with undisturbed(model):
+            return self._explained(model, images, scores)
+
+    def _explained(self, model: nn.Module, images: ImageBatch, scores: Sequence[ScoreFn]) -> Attribution:
         height, width = images.pixels.shape[-2:]
-        generator = torch.Generator().manual_seed(self.seed)
         at_once = masks_at_once(images, self.batch)
-        draws = draw_masks(self.num_masks, self.grid, self.keep, generator)
-        shape = (len(scores), len(images), height, width)
-        weighted = images.pixels.new_zeros(shape, dtype=torch.float32)
+        draws = draw_masks(self.num_masks, self.grid, self.keep, torch.Generator().manual_seed(self.seed))
+        weighted = images.pixels.new_zeros(len(scores), len(images), height, width, dtype=torch.float32)
         shown = weighted.new_zeros(height, width)
         pooled: list[Tensor] = []
         seen: list[Tensor] = []
-        done = 0
-        with undisturbed(model):
-            baseline = baseline_pixels(model, images, self.baseline)
-            while done < self.num_masks:
-                count = min(at_once, self.num_masks - done)
-                masks = draws.enlarged(done, count, (height, width)).to(weighted.device)
-                chunk = next(masked_scores(model, images, baseline, [masks[None]], scores))
-                weighted += torch.einsum("tbm,mhw->tbhw", chunk, masks)
-                shown += masks.sum(0)
-                pooled.append(_pooled(masks))
-                seen.append(chunk)
-                done += count
-                if self._is_enough(pooled, seen, done, at_once):
-                    break
+        device, done, is_rounded = images.pixels.device, 0, False
+        may_round = self.precision == "auto" and self.num_masks > 2 * TRIAL and can_round(model, device)
+        baseline = baseline_pixels(model, images, self.baseline)
+
+        def scores_under(start: int, count: int, *, is_rounded: bool) -> tuple[Tensor, Tensor]:
+            masks = draws.enlarged(start, count, (height, width)).to(device)
+            return masks, next(masked_scores(model, images, baseline, [masks[None]], scores, is_rounded=is_rounded))
+
+        while done < self.num_masks:
+            count = min(at_once, self.num_masks - done)
+            masks, chunk = scores_under(done, count, is_rounded=is_rounded)
+            weighted += torch.einsum("tbm,mhw->tbhw", chunk, masks)
+            shown += masks.sum(0)
+            pooled.append(_pooled(masks))
+            seen.append(chunk)
+            done += count
+            if may_round and done >= TRIAL:
+                again = [
+                    scores_under(start, min(at_once, done - start), is_rounded=True)[1]
+                    for start in range(0, done, at_once)
+                ]
+                is_rounded, may_round = agrees(torch.cat(seen, dim=-1), torch.cat(again, dim=-1)), False
+            if self._is_enough(pooled, seen, done, at_once):
+                break
         result = torch.cat(seen, dim=-1)  # [T, B, M]
         values = _estimate(weighted, shown, result, is_centred=self.is_centred)
-        error = standard_error(torch.cat(pooled), result)
-        return Attribution(values, error, notes=(f"{done} random masks",))
+        notes = (f"{done} random masks" + (", in bfloat16" if is_rounded else ""),)
+        return Attribution(values, standard_error(torch.cat(pooled), result), notes=notes)
 
     def _is_enough(self, pooled: list[Tensor], seen: list[Tensor], done: int, at_once: int) -> bool:
         # A standard error from a handful of masks is itself noise: look at the earliest after some hundred masks, and

@@ -19,11 +19,18 @@ from torch import Tensor
 
 from saccade.errors import InputError
 from saccade.explanation.attribution import ScoreFn
-from saccade.explanation.scores import class_score, contrast_score, logits_of, map_logits_of, region_score
+from saccade.explanation.scores import (
+    class_score,
+    contrast_score,
+    logits_of,
+    map_logits_of,
+    region_of,
+    region_score,
+)
 from saccade.ops.masks import Component, connected_components
 from saccade.types import Classes, Classification, Detections, ImageBatch
 
-Question = str | int | tuple[int, int] | tuple[Detections, int] | Tensor | Classification | None
+Question = str | int | tuple[int, int] | tuple[Detections, int] | Tensor | Classification | ScoreFn | None
 """What to explain.
 
 Of a classifier: a class by name or label, a prediction's likeliest class, or (None) the predicted class. Of a
@@ -32,6 +39,9 @@ segmenter: all pixels of a class by name or label, the pixel ``(left, top)`` or 
 a background. Of a detector: an object by its place in the predictions, ``"box:3"`` or 3, counted from 0, or as
 ``(detections, 3)``; one of its sides, ``"box:3/left"``; its mask, ``"mask:3"``; the likeliest object of a class by
 name, or (None) of all.
+
+Of any model: a function of its raw outputs for B pictures to one number each, ``[B]``, differentiable; what is drawn is
+then why that number is what it is.
 """
 
 _PIXEL = re.compile(r"\s*(\d+)\s*,\s*(\d+)\s*")
@@ -60,6 +70,13 @@ class Asked:
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+
+def own_score(score: ScoreFn) -> Asked:
+    """The question that a caller's own score function is; its ``__name__`` tells it in words."""
+    name = getattr(score, "__name__", None)
+    words = repr(score) if name is None else "the score that was given" if name == "<lambda>" else name
+    return Asked(("own", id(score)), score, words, region_of(score))
 
 
 class ClassQuestions:

@@ -103,7 +103,16 @@ class Record:
         Raises:
             ExplainError: where no graph leads from the scores to the tensors.
         """
-        totals = self.scores(scores).sum(dim=1)
+        return self.gradients_of(self.scores(scores).sum(dim=1), tensors)
+
+    def gradients_of(
+        self, totals: Tensor, tensors: Sequence[Tensor], most: int | None = None
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """The same of numbers ``[T]`` that were made of the outputs; at most ``most`` of them at a time.
+
+        Raises:
+            ExplainError: where no graph leads from them to the tensors.
+        """
         if not totals.requires_grad:
             raise ExplainError(
                 "no gradient leads from the score to the recorded layer",
@@ -112,7 +121,8 @@ class Record:
             )
         size = max(sum(tensor.numel() for tensor in tensors), 1)
         at_once = max(ELEMENTS_AT_ONCE // size, 1)
-        for start in range(0, len(scores), at_once):
+        at_once = at_once if most is None else min(at_once, most)
+        for start in range(0, len(totals), at_once):
             yield _batched_gradient(totals[start : start + at_once], tensors)
 
     def grid_gradients(self, name: str, scores: Sequence[ScoreFn]) -> Iterator[Tensor]:
@@ -122,9 +132,7 @@ class Record:
             ExplainError: where the score depends on the layer, but not on any of its places in the picture.
         """
         for (gradient,) in self.gradients(scores, [self._seen[name]]):
-            layer = self._layers[name]
-            grid = layer.to_grid(gradient.flatten(0, 1), self._canvas).float()
-            grid = grid.reshape(*gradient.shape[:2], *grid.shape[1:])
+            grid = self.as_grid(name, gradient)
             if not grid.any() and gradient.any():
                 raise ExplainError(
                     "the score reads only the prefix tokens of this layer, so its gradient at every patch is zero",
@@ -132,6 +140,16 @@ class Record:
                     remedy="choose layer 'final', or any layer before the last attention",
                 )
             yield grid
+
+    def as_grid(self, name: str, gradients: Tensor) -> Tensor:
+        """Gradients ``[t, *activation]`` at a layer laid out on the picture, ``[t, B, C, h, w]`` float32."""
+        grid = self._layers[name].to_grid(gradients.flatten(0, 1), self._canvas).float()
+        return grid.reshape(*gradients.shape[:2], *grid.shape[1:])
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """``(H, W)`` of the pictures of the last pass."""
+        return self._canvas
 
     def take(self, name: str, activation: Tensor) -> Tensor:
         """Keep an activation and return what the model goes on with; of several calls of a layer the last counts."""

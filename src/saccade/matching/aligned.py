@@ -29,11 +29,13 @@ class Aligned(NamedTuple):
 
     Attributes:
         is_positive: ``[B, P]`` bool.
+        owner: ``[B, P]`` int64, which object of its picture, where positive.
         boxes: ``[B, P, 4]`` the object's box, where positive.
         scores: ``[B, P, K]`` aimed scores in [0, 1]: zero but for the class of the object.
     """
 
     is_positive: Tensor
+    owner: Tensor
     boxes: Tensor
     scores: Tensor
 
@@ -68,7 +70,7 @@ class AlignedAssigner(Config):
         is_object &= areas(objects) > 0
         if not objects.shape[1]:
             zeros = torch.zeros_like(scores)
-            return Aligned(zeros[..., 0] > 0, torch.zeros_like(boxes), zeros)
+            return Aligned(zeros[..., 0] > 0, zeros[..., 0].long(), torch.zeros_like(boxes), zeros)
         overlaps = paired_iou(boxes[:, None], objects[:, :, None])  # [B, M, P]
         of_class = scores.mT.gather(1, labels[:, :, None].expand(-1, -1, num_points))  # [B, M, P]
         alignment = of_class.pow(self.score_power) * overlaps.pow(self.iou_power)
@@ -84,7 +86,7 @@ class AlignedAssigner(Config):
         values[pictures, torch.arange(num_points, device=boxes.device)[None], labels[pictures, owner]] = (
             aimed.gather(1, owner[:, None])[:, 0] * is_positive
         )
-        return Aligned(is_positive, objects[pictures, owner], values)
+        return Aligned(is_positive, owner, objects[pictures, owner], values)
 
     def _best(self, alignment: Tensor, is_inside: Tensor) -> Tensor:
         """The ``most`` best points inside of each object, ``[B, M, P]`` bool."""

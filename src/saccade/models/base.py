@@ -7,7 +7,7 @@ choose what is computed; they enter the numbers in ``loss``.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,6 +17,7 @@ from saccade.config import Config
 from saccade.errors import ConfigError
 from saccade.ops.image import Preprocess
 from saccade.types import Classes, ExplainSpec, ImageBatch, Losses, Prediction, Target, TaskName
+from saccade.types.attributes import AttributeTable
 
 OutputsT = TypeVar("OutputsT")
 TargetT = TypeVar("TargetT", bound=Target)
@@ -29,17 +30,27 @@ class ModelConfig(Config):
 
     Attributes:
         task: what the model is for.
+        least_classes: how few classes such a model may have.
     """
 
     task: ClassVar[TaskName]
+    least_classes: ClassVar[int] = 1
     num_classes: int = 1000
     """Number of foreground classes."""
     preprocess: Preprocess = field(default_factory=Preprocess)
     """How pictures become pixels; travels with the weights."""
 
     def __post_init__(self) -> None:
-        if self.num_classes < 1:
-            raise ConfigError(f"num_classes is {self.num_classes}", expected="at least 1")
+        if self.num_classes < self.least_classes:
+            raise ConfigError(f"num_classes is {self.num_classes}", expected=f"at least {self.least_classes}")
+
+    def described(self, table: AttributeTable | None) -> ModelConfig:
+        """The same config for data whose classes are described by attributes, or not; most models need none."""
+        return self
+
+    def fitted(self, texts: Callable[[], Iterable[str]]) -> ModelConfig:
+        """The same config with what it learns from the texts of the training data before it is built; most: nothing."""
+        return self
 
     def build(self) -> VisionModel[Any, Any, Any]:
         """The model, with random weights."""

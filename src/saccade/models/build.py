@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from saccade.backbones.timm import TimmConfig
-from saccade.config import from_dict, override
+from saccade.config import from_dict, override, to_dict
 from saccade.errors import ConfigError, UnknownNameError, WeightsError
+from saccade.models.attributes import AttributesConfig
 from saccade.models.base import ModelConfig, VisionModel
 from saccade.models.classifier import ClassifierConfig
+from saccade.models.clip import Clip, ClipConfig
 from saccade.models.detr import DetrConfig
 from saccade.models.detr_fast import DetrFastConfig
 from saccade.models.detr_vit import DetrVitConfig
@@ -30,11 +32,14 @@ from saccade.models.sliding_window import SlidingWindowConfig
 from saccade.models.unet import UNetConfig
 from saccade.models.vit_seg import VitSegConfig
 from saccade.models.yolo import YoloConfig
+from saccade.models.yolo_mask import YoloMaskConfig
 from saccade.models.yolo_v1 import YoloV1Config
+from saccade.models.yolox import YoloxConfig
+from saccade.models.zero_shot import ZeroShotConfig
 from saccade.ops.image import Preprocess
 from saccade.registry import lookup
 from saccade.types import Classes, ImageBatch
-from saccade.weights import timm, torchvision, transformers
+from saccade.weights import open_clip, timm, torchvision, transformers, yolox
 from saccade.weights.files import SUFFIXES, read_description, read_state_dict, recognise
 from saccade.weights.published import Published
 from saccade.weights.transfer import TransferReport, load_matching
@@ -42,7 +47,9 @@ from saccade.weights.transfer import TransferReport, load_matching
 AnyModel = VisionModel[Any, Any, Any]
 
 CONFIG_KINDS: dict[str, type[ModelConfig]] = {
+    "attributes": AttributesConfig,
     "classifier": ClassifierConfig,
+    "clip": ClipConfig,
     "fast_rcnn": FastRCNNConfig,
     "detr": DetrConfig,
     "detr_fast": DetrFastConfig,
@@ -58,11 +65,15 @@ CONFIG_KINDS: dict[str, type[ModelConfig]] = {
     "unet": UNetConfig,
     "vit_seg": VitSegConfig,
     "yolo": YoloConfig,
+    "yolo_mask": YoloMaskConfig,
     "yolo_v1": YoloV1Config,
+    "yolox": YoloxConfig,
+    "zero_shot": ZeroShotConfig,
 }
 """Every kind of model config, by its ``kind`` field."""
 
 SOURCES: dict[str, Callable[[str], Published]] = {
+    "open_clip": open_clip.fetch,
     "timm": timm.fetch,
     "torchvision": torchvision.fetch,
     "transformers": transformers.fetch,
@@ -71,7 +82,7 @@ SOURCES: dict[str, Callable[[str], Published]] = {
 
 
 def create(
-    name: str,
+    name: str | ModelConfig,
     num_classes: int | None = None,
     classes: Classes | Sequence[str] | None = None,
     overrides: Sequence[str] | Mapping[str, Any] | None = None,
@@ -79,7 +90,7 @@ def create(
     """A model with random weights.
 
     Args:
-        name: a registered name, or ``timm/NAME`` for any convolutional backbone of timm.
+        name: a registered name, or ``timm/NAME`` for any convolutional backbone of timm; or a config.
         num_classes: number of classes; the config's own where neither this nor ``classes`` is given.
         classes: names of the classes.
         overrides: dotted config fields, as ``saccade.config.override`` takes them.
@@ -88,7 +99,7 @@ def create(
         UnknownNameError: with the nearest name.
         ConfigError: where an override or the number of classes is wrong.
     """
-    config = find_config(name)
+    config = find_config(name) if isinstance(name, str) else name
     named = _named(num_classes, classes)
     count = len(named) if named else num_classes
     # The number of classes comes first: what is overridden may be checked against it.
@@ -141,7 +152,8 @@ def from_source(
     """A published model with its weights, classes and preprocessing; downloads where the cache has it not.
 
     Args:
-        source: ``timm/NAME[.TAG]``, ``torchvision/NAME`` or ``transformers/OWNER/NAME``.
+        source: ``timm/NAME[.TAG]``, ``torchvision/NAME``, ``transformers/OWNER/NAME``, ``open_clip/NAME/TAG``, or the
+            ONNX file of a YOLOX.
         num_classes: replace the head by a fresh one for this many classes.
         classes: replace the head by a fresh one for these classes.
 
@@ -153,7 +165,9 @@ def from_source(
 
 
 def fetch(source: str) -> Published:
-    """The published model ``SOURCE/NAME``, translated."""
+    """The published model ``SOURCE/NAME``, or of a file of ONNX, translated."""
+    if Path(source).suffix == ".onnx":
+        return yolox.publish(source)
     kind, _, name = source.partition("/")
     if kind not in SOURCES or not name:
         raise UnknownNameError("source of weights", source, [f"{known}/NAME" for known in SOURCES])
@@ -200,8 +214,10 @@ def load_weights(model: AnyModel, source: str | Path) -> TransferReport:
         about = read_description(source)
         classes, config = about.get("classes"), about.get("config", {})
         try:
-            if not about and state.keys() != model.state_dict().keys():
+            is_read_as_ours = Path(source).suffix == ".onnx"
+            if not about and not is_read_as_ours and state.keys() != model.state_dict().keys():
                 state = recognise(state).convert(state)
+            _check_vocabulary(model, state, config)
             report = load_matching(model, state, takes_head=_are_same(classes, model.classes))
         except WeightsError as error:
             error.where = error.where or str(source)
@@ -209,12 +225,29 @@ def load_weights(model: AnyModel, source: str | Path) -> TransferReport:
     else:
         published = fetch(str(source))
         config = published.config
+        _check_vocabulary(model, published.state, config)
         report = load_matching(model, published.state, takes_head=_are_same(published.classes, model.classes))
     if "preprocess" in config:
         given = from_dict(Preprocess, config["preprocess"])
         adopted = dataclasses.replace(model.config.preprocess, mean=given.mean, std=given.std)
         model.config = dataclasses.replace(model.config, preprocess=adopted)
     return report
+
+
+def _check_vocabulary(model: AnyModel, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Refuse weights that read by another vocabulary: their numbers would stand for other words."""
+    table = state.get("text.tokens.weight")
+    if not isinstance(model, Clip) or table is None:
+        return
+    ours, given = model.config.tokenizer, config.get("tokenizer")
+    remedy = "load the weights as a model of their own, which brings their vocabulary along"
+    if len(table) != model.tokenizer.vocab_size:
+        told = f"the weights know {len(table)} tokens, and the vocabulary of the model has {model.tokenizer.vocab_size}"
+        raise WeightsError(told, expected="the same vocabulary", remedy=remedy)
+    same = ("kind", "merges", "definition")
+    if given is not None and any(to_dict(ours)[key] != given.get(key, to_dict(ours)[key]) for key in same):
+        told = "the weights were trained with another vocabulary than the model's, though one of the same size"
+        raise WeightsError(told, expected="the same vocabulary", remedy=remedy)
 
 
 def _are_same(names: Sequence[str] | None, classes: Classes) -> bool:
@@ -241,9 +274,14 @@ def _hold_against(model: AnyModel, published: Published) -> None:
     model.eval()
     with torch.no_grad():
         outputs, theirs = model(ImageBatch.of(noise)), published.reference(noise)
+        if isinstance(model, Clip) and published.texts is not None:
+            texts = ["a diagram", "a photo of a dog."]
+            outputs = outputs._replace(image=torch.cat([outputs.image, model.encode_text(texts)]))
+            theirs = torch.cat([theirs, published.texts(model.tokenizer(texts, fills=True).ids)])
     model.train(was_training)
     # Proposals are chosen by their scores: of a two-stage detector these are held against the original's.
-    ours: Tensor = outputs.rpn.objectness if hasattr(outputs, "rpn") else outputs.logits
+    found = outputs.rpn.objectness if hasattr(outputs, "rpn") else None
+    ours: Tensor = found if found is not None else outputs.image if isinstance(model, Clip) else outputs.logits
     gap = float((ours - theirs).abs().max())
     allowed = 1e-3 * max(float(theirs.abs().max()), 1.0)
     if not gap <= allowed:

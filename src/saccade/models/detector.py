@@ -55,6 +55,8 @@ class DetectorConfig(ModelConfig):
     """Base of the detectors' configs."""
 
     task: ClassVar[TaskName] = "detection"
+    wants_mosaic: ClassVar[bool] = False
+    """Whether the detector is known to learn best from four pictures in one."""
     num_classes: int = 80
     """Number of foreground classes; background is never one of them."""
     preprocess: Preprocess = field(default_factory=lambda: letterbox(320))
@@ -76,6 +78,39 @@ class Candidates(NamedTuple):
     boxes: Tensor
     scores: Tensor
     logits: Tensor
+
+
+class MaskEvidence(NamedTuple):
+    """The raw masks of one picture.
+
+    Attributes:
+        boxes: ``[N, 4]`` xyxy on the canvas, over which each mask is laid.
+        labels: ``[N]`` int64.
+        source: ``[N]`` int64, which candidate each belongs to.
+        logits: ``[N, S, S]``, differentiable.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    source: Tensor
+    logits: Tensor
+
+
+class Origin(NamedTuple):
+    """Where in the model a raw candidate comes from, for explanation.
+
+    Attributes:
+        words: the same for people.
+        box: ``[4]`` xyxy on the canvas: the cell, or the proposal; None where it has no place.
+        layer: the one layer of ``explain_spec`` that it reads; None where it may read all of them.
+        reach: ``[4]`` xyxy on the canvas: it reads nothing of that layer outside of it, and no other candidate changes
+            what it says; None where that does not hold.
+    """
+
+    words: str
+    box: Tensor | None = None
+    layer: str | None = None
+    reach: Tensor | None = None
 
 
 class Kept(NamedTuple):
@@ -102,6 +137,14 @@ class Detector(VisionModel[OutputsT, BoxTarget, Detections]):
     @abc.abstractmethod
     def candidates(self, outputs: OutputsT, images: ImageBatch) -> list[Candidates]:
         """The raw candidates of each picture, before any threshold; gradients pass."""
+
+    def mask_evidence(self, outputs: OutputsT, images: ImageBatch) -> list[MaskEvidence] | None:
+        """The raw masks of each picture, for explanation; None of models that do not cut objects out."""
+        return None
+
+    def origin(self, outputs: OutputsT, image: int, source: int) -> Origin:
+        """Where the candidate ``source`` of a picture of the batch comes from."""
+        return Origin(f"candidate {source}")
 
     def postprocess(self, outputs: OutputsT, images: ImageBatch) -> list[Detections]:
         """The objects of each picture, in the pixels of the original."""

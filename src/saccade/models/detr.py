@@ -30,14 +30,14 @@ from saccade.backbones.base import Routing
 from saccade.backbones.timm import TimmConfig
 from saccade.errors import ConfigError
 from saccade.matching.hungarian import Objects
-from saccade.models.detector import Candidates, Detector, DetectorConfig, Selection, learnable, letterbox
+from saccade.models.detector import Candidates, Detector, DetectorConfig, Origin, Selection, learnable, letterbox
 from saccade.models.set_loss import SetLossConfig
 from saccade.nn.decoder import DecoderLayer, EncoderLayer
 from saccade.nn.embed import Grid, window_sincos
 from saccade.ops.boxes import from_centres
 from saccade.ops.image import Preprocess
 from saccade.registry import register
-from saccade.types import AttentionSite, BoxTarget, ExplainSpec, GridLayer, ImageBatch, Losses
+from saccade.types import AttentionSite, BoxTarget, ExplainSpec, GridLayer, ImageBatch, Losses, QueryLayer, QueryLooks
 
 ALL_KEPT = Selection(nms_iou=1.0)
 """Queries are told apart in training, so nothing has to be suppressed."""
@@ -179,6 +179,14 @@ class QueryDecoder(nn.Module):
         """Where queries look at the picture, one site per layer: ``[B, N, Q, T]``."""
         return [AttentionSite(f"{prefix}.layers.{i}.cross.probabilities", 0, grid) for i in range(len(self.layers))]
 
+    def looks(
+        self, prefix: str, grid: Callable[[tuple[int, int]], Grid], encoder: Sequence[AttentionSite]
+    ) -> QueryLooks:
+        """Where queries look, layer by layer; ``encoder`` are the looks of the tokens at each other."""
+        paths = [f"{prefix}.layers.{index}" for index in range(len(self.layers))]
+        layers = [QueryLayer(f"{path}.attention.probabilities", f"{path}.cross.probabilities") for path in paths]
+        return QueryLooks(layers, lambda canvas: [grid(canvas)], encoder)
+
 
 class SetDetector(Detector[SetOutputs]):
     """Base of the detectors whose queries answer with a class, or none, and a box."""
@@ -200,6 +208,10 @@ class SetDetector(Detector[SetOutputs]):
         logits = outputs.logits.float()
         parts = zip(boxes, logits.softmax(-1)[..., :-1], logits[..., :-1], strict=True)
         return [Candidates(*part) for part in parts]
+
+    def origin(self, outputs: SetOutputs, image: int, source: int) -> Origin:
+        """The query."""
+        return Origin(f"query {source}")
 
     def no_decay(self) -> set[str]:
         """The learned queries."""
@@ -266,7 +278,8 @@ class Detr(SetDetector):
         layers |= {f"encoder{i}": GridLayer(f"encoder.{i}", self._to_grid) for i in range(len(self.encoder) - 1)}
         layers["final"] = GridLayer("final", self._to_grid)
         own = [AttentionSite(f"encoder.{i}.attention.probabilities", 0, self._grid) for i in range(len(self.encoder))]
-        return ExplainSpec(layers, [*own, self.cross_attention()[-1]], usual_layer="bottleneck")
+        looks = self.decoder.looks("decoder", self._grid, own)
+        return ExplainSpec(layers, [*own, self.cross_attention()[-1]], usual_layer="bottleneck", queries=looks)
 
     def cross_attention(self) -> list[AttentionSite]:
         """Where each query looks, one site per layer of the decoder: ``[B, heads, Q, T]``."""

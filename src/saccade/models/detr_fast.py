@@ -34,7 +34,7 @@ from saccade.backbones.timm import TimmConfig
 from saccade.errors import ConfigError
 from saccade.matching.hungarian import Objects
 from saccade.models.denoise import DenoiseConfig
-from saccade.models.detector import Candidates, Detector, DetectorConfig, Selection, learnable, letterbox
+from saccade.models.detector import Candidates, Detector, DetectorConfig, Origin, Selection, learnable, letterbox
 from saccade.models.detr_fast_loss import Answers, FastLossConfig, FastOutputs
 from saccade.nn.csp import TwoWayPyramid
 from saccade.nn.decoder import EncoderLayer, QueryAttention
@@ -44,7 +44,7 @@ from saccade.nn.mlp import MLP
 from saccade.ops.boxes import from_centres
 from saccade.ops.image import Preprocess
 from saccade.registry import register
-from saccade.types import BoxTarget, ExplainSpec, GridLayer, ImageBatch, Losses
+from saccade.types import BoxTarget, ExplainSpec, GridLayer, ImageBatch, Losses, QueryLayer, QueryLooks
 
 PRIOR = 0.01
 """Score that everything starts with: most cells and queries are nothing."""
@@ -268,21 +268,40 @@ class DetrFast(Detector[FastOutputs]):
         logits = outputs.logits.float()
         return [Candidates(*parts) for parts in zip(boxes, logits.sigmoid(), logits, strict=True)]
 
+    def origin(self, outputs: FastOutputs, image: int, source: int) -> Origin:
+        """The query, and the cell that it started from."""
+        cell = int(outputs.cells[image, source])
+        height, width = outputs.canvas.tolist()
+        level, grids = 0, self._grids((height, width))
+        while cell >= math.prod(grids[level]):
+            cell -= math.prod(grids[level])
+            level += 1
+        (rows, columns), stride = grids[level], self.config.strides[level]
+        row, column = divmod(cell, columns)
+        sides = torch.tensor([width / columns, height / rows] * 2)
+        box = torch.tensor([column, row, column + 1, row + 1]) * sides
+        return Origin(f"query {source}, from row {row}, column {column} of the map of stride {stride}", box)
+
     def explain_spec(self) -> ExplainSpec:
         """The backbone's stages, ``bottleneck`` its last map, the levels (``p5`` ...), and ``final``, the finest.
 
-        No attention is listed: queries look at points and not at tokens; see ``looks``.
+        No attention is listed: queries look at points and not at tokens; ``queries`` says which modules these pass.
         """
         layers = dict(self.backbone.explain_spec().under("backbone").layers)
         layers["bottleneck"] = layers.pop("final")
         for index in reversed(range(len(self.levels))):
             layers[f"p{self.config.strides[index].bit_length() - 1}"] = GridLayer(f"levels.{index}")
         layers["final"] = GridLayer("levels.0")
-        return ExplainSpec(layers)
+        paths = [f"layers.{index}" for index in range(len(self.layers))]
+        looks = [
+            QueryLayer(f"{path}.attention.probabilities", f"{path}.cross.probabilities", f"{path}.cross.points")
+            for path in paths
+        ]
+        return ExplainSpec(layers, queries=QueryLooks(looks, self._grids))
 
-    def looks(self) -> list[tuple[str, str]]:
-        """Modules that the points of the queries and their weights pass, one pair per layer (``nn.deformable``)."""
-        return [(f"layers.{i}.cross.points", f"layers.{i}.cross.probabilities") for i in range(len(self.layers))]
+    def _grids(self, canvas: tuple[int, int]) -> list[tuple[int, int]]:
+        """Rows and columns of the levels, finest first."""
+        return [(-(-canvas[0] // stride), -(-canvas[1] // stride)) for stride in self.config.strides]
 
     def no_decay(self) -> set[str]:
         """The vectors of the classes."""

@@ -100,7 +100,8 @@ class DetrVit(SetDetector):
         spec = self.backbone.explain_spec().under("backbone")
         layers = {name: layer for name, layer in spec.layers.items() if name != "final"}
         layers["final"] = GridLayer("final")
-        return replace(spec, layers=layers, attention=[*spec.attention, self.cross_attention()[-1]])
+        looks = self.decoder.looks("decoder", self.backbone.embed.grid, spec.attention)
+        return replace(spec, layers=layers, attention=[*spec.attention, self.cross_attention()[-1]], queries=looks)
 
     def cross_attention(self) -> list[AttentionSite]:
         """Where each query looks, one site per layer of the decoder: ``[B, heads, Q, T]``."""

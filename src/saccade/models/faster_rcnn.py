@@ -10,7 +10,7 @@ B batch · A anchors · R regions of all pictures · K classes · H, W canvas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, cast
 
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from saccade.backbones.timm import TimmConfig
 from saccade.errors import ConfigError
 from saccade.matching.sample import BalancedSampler
-from saccade.models.detector import Candidates, Detector, DetectorConfig, Selection, letterbox
+from saccade.models.detector import Candidates, Detector, DetectorConfig, Origin, Selection, letterbox
 from saccade.models.roi_heads import BoxHead, BoxHeadConfig, Regions, RoIHead
 from saccade.models.rpn import RPN, AnchorConfig, RPNConfig, RPNOutputs
 from saccade.nn.fpn import FeaturePyramid
 from saccade.ops.image import Preprocess
 from saccade.registry import register
-from saccade.types import BoxTarget, Detections, ExplainSpec, GridLayer, ImageBatch, Losses
+from saccade.types import BoxTarget, Detections, ExplainSpec, GridLayer, ImageBatch, Losses, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +147,16 @@ class FasterRCNN(Detector[TwoStageOutputs]):
         """The regions of each picture, each as an object of every class."""
         return self.box.candidates(outputs.heads[0], len(images))
 
+    def origin(self, outputs: TwoStageOutputs, image: int, source: int) -> Origin:
+        """The proposal, and the level that it was read from."""
+        regions: Regions = outputs.heads[0].regions
+        box = regions.boxes[regions.image == image][source].detach()
+        level = self.level_of(box[None])[0]
+        # Samples lie within the box; they touch the next cells, and the corner of a cell may count as its place.
+        margin = 2 * self.config.strides[int(self.box.extract.levels(box[None]))]
+        name = "final" if level == self.level_of(box.new_zeros(1, 4))[0] else level
+        return Origin(f"proposal {source}, read from {level}", box, name, box + box.new_tensor([-1, -1, 1, 1]) * margin)
+
     def postprocess(self, outputs: TwoStageOutputs, images: ImageBatch) -> list[Detections]:
         """The objects of each picture, in the pixels of the original."""
         boxes = outputs.heads[0].regions.boxes
@@ -164,7 +174,15 @@ class FasterRCNN(Detector[TwoStageOutputs]):
         for index in reversed(range(len(names))):
             layers[names[index]] = GridLayer(f"pyramid.smooth.{index}")
         layers["final"] = GridLayer("pyramid.smooth.0")
-        return ExplainSpec(layers)
+        return ExplainSpec(layers, levels=[*reversed(names[1:]), "final"], rows=Rows("heads.0.extract", self._again))
+
+    def _again(self, maps: Mapping[str, Tensor], outputs: TwoStageOutputs, sources: Tensor) -> Tensor:
+        """What the box head sees of some proposals of one picture."""
+        names = [f"p{stride.bit_length() - 1}" for stride in self.config.strides]
+        levels = [maps["final" if index == 0 else name] for index, name in enumerate(names)]
+        boxes = outputs.heads[0].regions.boxes[sources].detach()
+        found: Tensor = self.box.extract(levels, boxes, torch.zeros_like(sources))
+        return found
 
     def level_of(self, boxes: Tensor) -> list[str]:
         """The layer of ``explain_spec`` that each region ``[N, 4]`` on the canvas is read from."""

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from saccade.config import Config
 from saccade.errors import ConfigError, InputError
 from saccade.matching.assign import IoUAssigner
-from saccade.models.faster_rcnn import MEDIUM, PUBLISHED, SMALL, TINY, FasterRCNN, TwoStageConfig
+from saccade.models.detector import MaskEvidence
+from saccade.models.faster_rcnn import MEDIUM, PUBLISHED, SMALL, TINY, FasterRCNN, TwoStageConfig, TwoStageOutputs
 from saccade.models.roi_heads import Regions, RoIHead
 from saccade.nn.conv import ConvNorm
 from saccade.nn.roi import RoIExtractor, RoIKind
@@ -228,6 +229,15 @@ class MaskRCNN(FasterRCNN):
     def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__(config)
         self.heads.append(MaskHead(config.mask, config.pyramid_width, config.strides, config.num_classes))
+
+    def mask_evidence(self, outputs: TwoStageOutputs, images: ImageBatch) -> list[MaskEvidence]:
+        """The cells of every region."""
+        said: MaskOutputs = outputs.heads[-1]
+        regions = said.regions
+        return [
+            MaskEvidence(regions.boxes[rows], regions.labels[rows], regions.source[rows], said.logits[rows])
+            for rows in regions.per_image(len(images))
+        ]
 
 
 def _sizes() -> dict[str, MaskRCNNConfig]:

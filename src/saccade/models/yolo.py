@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,16 @@ from torch import Tensor, nn
 from saccade.config import Config
 from saccade.errors import ConfigError
 from saccade.matching.aligned import Aligned, AlignedAssigner
-from saccade.models.detector import Candidates, Detector, DetectorConfig, Selection, learnable, letterbox, select
+from saccade.models.detector import (
+    Candidates,
+    Detector,
+    DetectorConfig,
+    Origin,
+    Selection,
+    learnable,
+    letterbox,
+    select,
+)
 from saccade.nn.conv import ConvNorm
 from saccade.nn.csp import PartialBackbone, TwoWayPyramid
 from saccade.ops.boxes import generalized_iou, map_to_original
@@ -52,6 +61,7 @@ class PointLoss(Config):
 class YoloConfig(DetectorConfig):
     """A one-stage detector: how wide, how deep, and how it ends."""
 
+    wants_mosaic: ClassVar[bool] = True
     kind: Literal["yolo"] = "yolo"
     widths: tuple[int, int, int, int, int] = (16, 32, 64, 128, 192)
     """Channels at strides 2, 4, 8, 16 and 32; even numbers."""
@@ -84,6 +94,11 @@ class YoloConfig(DetectorConfig):
             remedy = "set selection.nms_iou to 0.6"
             raise ConfigError("many points answer for each object", where="answers", remedy=remedy)
 
+    @property
+    def num_codes(self) -> int:
+        """Numbers that each point says beside its scores."""
+        return 4 * max(self.bins, 1)
+
     def build(self) -> Yolo:
         """The detector, with random weights."""
         return Yolo(self)
@@ -94,10 +109,11 @@ class YoloOutputs(NamedTuple):
 
     Attributes:
         one_logits: ``[B, P, K]`` of the one-to-one heads.
-        one_codes: ``[B, P, 4 n]``, or ``[B, P, 4]`` without bins: left, top, right, bottom.
+        one_codes: ``[B, P, 4 n]``, or ``[B, P, 4]`` without bins: left, top, right, bottom; then what a variant adds.
         many_logits: ``[B, P, K]`` of the one-to-many heads.
         many_codes: as ``one_codes``.
         points: ``[P, 3]`` x and y on the canvas, stride.
+        prototypes: ``[B, M, h, w]`` of models that cut objects out; ``[B, 0, 0, 0]`` of others.
     """
 
     one_logits: Tensor
@@ -105,6 +121,7 @@ class YoloOutputs(NamedTuple):
     many_logits: Tensor
     many_codes: Tensor
     points: Tensor
+    prototypes: Tensor
 
 
 class LevelHead(nn.Module):
@@ -152,7 +169,7 @@ class Yolo(Detector[YoloOutputs]):
         self.levels = nn.ModuleList(nn.Identity() for _ in channels)  # the maps pass here, for explanation to record
         self.one_to_one, self.one_to_many = (
             nn.ModuleList(
-                LevelHead(width, config.head_width, config.num_classes, 4 * max(config.bins, 1)) for width in channels
+                LevelHead(width, config.head_width, config.num_classes, config.num_codes) for width in channels
             )
             for _ in range(2)
         )
@@ -166,7 +183,11 @@ class Yolo(Detector[YoloOutputs]):
         seen = [level.detach() for level in maps] if self.training else maps
         one = self._said(self.one_to_one, seen, is_asked=self.training or self.config.answers == "one_to_one")
         many = self._said(self.one_to_many, maps, is_asked=self.training or self.config.answers == "one_to_many")
-        return YoloOutputs(*one, *many, _points(maps))
+        return YoloOutputs(*one, *many, points_of(maps), self.prototypes(maps))
+
+    def prototypes(self, maps: Sequence[Tensor]) -> Tensor:
+        """What masks are put together of, ``[B, M, h, w]``, from the maps, finest first; none here."""
+        return maps[0].new_zeros(len(maps[0]), 0, 0, 0)
 
     def _said(self, heads: nn.ModuleList, maps: Sequence[Tensor], *, is_asked: bool) -> tuple[Tensor, Tensor]:
         """Logits ``[B, P, K]`` and codes ``[B, P, 4 n]`` of a set of heads; of no pictures where it is not asked."""
@@ -174,8 +195,8 @@ class Yolo(Detector[YoloOutputs]):
             logits, codes = zip(*(head(level) for head, level in zip(heads, maps, strict=True)), strict=True)
             return torch.cat(logits, dim=1), torch.cat(codes, dim=1)
         count = sum(int(level.shape[-2] * level.shape[-1]) for level in maps)
-        num_codes = 4 * max(self.config.bins, 1)
-        return maps[0].new_zeros(0, count, self.config.num_classes), maps[0].new_zeros(0, count, num_codes)
+        widths = self.config.num_classes, self.config.num_codes
+        return maps[0].new_zeros(0, count, widths[0]), maps[0].new_zeros(0, count, widths[1])
 
     def loss(self, outputs: YoloOutputs, targets: Sequence[BoxTarget]) -> Losses:
         """Class, box and distribution terms of each set of heads that was asked."""
@@ -193,6 +214,8 @@ class Yolo(Detector[YoloOutputs]):
             boxes = self.decode(codes, outputs.points)
             aligned = assigner(outputs.points[:, :2], boxes.detach(), logits.detach().sigmoid(), kept)
             found = self._terms(logits, codes, boxes, outputs.points, aligned)
+            if outputs.prototypes.numel():
+                found["mask"] = self.mask_term(name == "one", outputs, codes, aligned, kept)
             terms |= {f"{name}_{key}": value for key, value in found.items()}
             logs[f"{name}_positive"] = aligned.is_positive.sum() / max(len(kept), 1)
         return Losses(terms, logs)
@@ -220,10 +243,16 @@ class Yolo(Detector[YoloOutputs]):
             )
         return terms
 
+    def mask_term(
+        self, is_one: bool, outputs: YoloOutputs, codes: Tensor, aligned: Aligned, targets: Sequence[BoxTarget]
+    ) -> Tensor:
+        """Of a variant with prototypes: the loss ``[]`` of the masks of one set of heads."""
+        raise NotImplementedError
+
     def _distribution_loss(self, codes: Tensor, distances: Tensor) -> Tensor:
         """Cross-entropy at the two bins around each true distance, ``[N, 4 n]``, ``[N, 4] -> [N]``."""
         bins = self.config.bins
-        logits = codes.reshape(-1, 4, bins).log_softmax(-1)
+        logits = codes[..., : 4 * bins].reshape(-1, 4, bins).log_softmax(-1)
         distances = distances.clamp(0, bins - 1 - 1e-3)
         low = distances.floor()
         above = distances - low
@@ -234,10 +263,11 @@ class Yolo(Detector[YoloOutputs]):
     def decode(self, codes: Tensor, points: Tensor) -> Tensor:
         """Boxes ``[..., P, 4]`` xyxy on the canvas of codes ``[..., P, 4 n]`` at points ``[P, 3]``."""
         if self.config.bins:
-            shares = codes.float().reshape(*codes.shape[:-1], 4, self.config.bins).softmax(-1)
-            distances = shares @ torch.arange(self.config.bins, dtype=torch.float32, device=codes.device)
+            bins = self.config.bins
+            shares = codes[..., : 4 * bins].float().reshape(*codes.shape[:-1], 4, bins).softmax(-1)
+            distances = shares @ torch.arange(bins, dtype=torch.float32, device=codes.device)
         else:
-            distances = F.softplus(codes.float())
+            distances = F.softplus(codes[..., :4].float())
         distances = distances * points[:, 2:]
         return torch.cat([points[:, :2] - distances[..., :2], points[:, :2] + distances[..., 2:]], dim=-1)
 
@@ -263,6 +293,16 @@ class Yolo(Detector[YoloOutputs]):
             found.append(Detections(boxes, kept.scores, kept.labels, places[kept.source], self.classes))
         return found
 
+    def origin(self, outputs: YoloOutputs, image: int, source: int) -> Origin:
+        """The point, the map that it is of, and what two 3x3 convolutions of a head see of that map."""
+        across, down, stride = outputs.points[source].tolist()
+        row, column = int(down // stride), int(across // stride)
+        around = outputs.points.new_tensor([-0.5, -0.5, 0.5, 0.5]) * stride
+        box = outputs.points[source, :2].repeat(2) + around
+        layer = {8: "final", 16: "p4", 32: "p5"}[int(stride)]
+        words = f"the point in row {row}, column {column} of the map of stride {int(stride)}"
+        return Origin(words, box, layer, box + 4 * around)
+
     def cell(self, source: int, canvas: tuple[int, int]) -> tuple[int, int, int]:
         """Stride, row and column of the point that a candidate came from, on a canvas ``(H, W)``."""
         height, width = (-(-side // STRIDES[-1]) * STRIDES[-1] for side in canvas)
@@ -276,7 +316,7 @@ class Yolo(Detector[YoloOutputs]):
     def explain_spec(self) -> ExplainSpec:
         """The pyramid's maps, coarsest first: ``p5``, ``p4`` and ``final``, the finest."""
         names = {"p5": "levels.2", "p4": "levels.1", "final": "levels.0"}
-        return ExplainSpec({name: GridLayer(path) for name, path in names.items()})
+        return ExplainSpec({name: GridLayer(path) for name, path in names.items()}, levels=[*names])
 
     def _answering(self, outputs: YoloOutputs) -> tuple[Tensor, Tensor]:
         """Logits and codes of the heads that answer."""
@@ -285,7 +325,7 @@ class Yolo(Detector[YoloOutputs]):
         return outputs.many_logits, outputs.many_codes
 
 
-def _points(maps: Sequence[Tensor]) -> Tensor:
+def points_of(maps: Sequence[Tensor]) -> Tensor:
     """Centres of all cells ``[P, 3]``: x and y on the canvas, stride; float32."""
     found = []
     for level, stride in zip(maps, STRIDES, strict=True):
@@ -332,4 +372,6 @@ def _variants() -> dict[str, YoloConfig]:
     }
 
 
-register(_variants())
+VARIANTS = _variants()
+"""The named configs of this file."""
+register(VARIANTS)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from saccade.backbones.timm import TimmConfig
 from saccade.config import Config
 from saccade.errors import ConfigError, InputError
-from saccade.models.detector import Candidates, Detector, DetectorConfig, Selection, learnable
+from saccade.models.detector import Candidates, Detector, DetectorConfig, Origin, Selection, learnable
 from saccade.ops.boxes import areas, from_centres, paired_iou, to_centres
 from saccade.ops.image import Preprocess
 from saccade.registry import register
@@ -202,6 +202,15 @@ class YoloV1(Detector[YoloV1Outputs]):
         # Each factor is cut on its own: two negative ones are no evidence.
         scores = (confidence.clamp(0, 1) * classes.clamp(0, 1)).flatten(1, 3)
         return [Candidates(*parts) for parts in zip(boxes, scores, logits, strict=True)]
+
+    def origin(self, outputs: YoloV1Outputs, image: int, source: int) -> Origin:
+        """The cell of the grid, and which of its boxes."""
+        row, column = self.cell(source)
+        height, width = outputs.canvas.tolist()
+        sides = torch.tensor([width, height] * 2) / self.config.grid
+        box = torch.tensor([column, row, column + 1, row + 1]) * sides
+        words = f"box {source % self.config.boxes} of the cell in row {row}, column {column}"
+        return Origin(words, box)
 
     def cell(self, source: int) -> tuple[int, int]:
         """Row and column of the grid cell that a candidate came from."""

@@ -30,14 +30,26 @@ class Watchable(nn.Identity):
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, watch: Watchable, dropout: float, mask: Tensor | None = None
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    watch: Watchable,
+    dropout: float,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
 ) -> Tensor:
     """Softmax attention ``[B, N, queries, D]`` of queries over keys, written out where ``watch`` is watched.
 
-    ``mask`` is bool and broadcasts to ``[B, N, queries, keys]``: what is False is not looked at.
+    ``mask`` is bool and broadcasts to ``[B, N, queries, keys]``: what is False is not looked at. ``is_causal`` stands
+    for the mask under which no token looks at those behind it.
     """
     if not watch.is_watched:
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=is_causal
+        )
+    if is_causal:
+        mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool, device=queries.device).tril()
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
@@ -56,6 +68,7 @@ class Attention(nn.Module):
         norm_eps: its epsilon.
         dropout: of the output.
         attention_dropout: of the probabilities.
+        is_causal: whether no token looks at those behind it, as texts are read.
     """
 
     def __init__(
@@ -68,9 +81,11 @@ class Attention(nn.Module):
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        is_causal: bool = False,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.is_causal = is_causal
         self.attention_dropout = attention_dropout
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.query_norm = build_norm(qk_norm, width // num_heads, norm_eps) if qk_norm else nn.Identity()
@@ -93,8 +108,15 @@ class Attention(nn.Module):
         if rotation is not None:
             queries, keys = rotate(queries, *rotation), rotate(keys, *rotation)
         dropout = self.attention_dropout if self.training else 0.0
-        attended = attend(queries, keys, values, self.probabilities, dropout)
+        attended = attend(queries, keys, values, self.probabilities, dropout, is_causal=self.is_causal)
         projected: Tensor = self.dropout(self.project(attended.transpose(1, 2).reshape(batch, count, width)))
+        return projected
+
+    def values(self, tokens: Tensor) -> Tensor:
+        """What each token of ``[B, T, C]`` has to say, as if it looked at nothing but itself: ``[B, T, C]``."""
+        width = tokens.shape[-1]
+        bias = None if self.qkv.bias is None else self.qkv.bias[2 * width :]
+        projected: Tensor = self.project(F.linear(tokens, self.qkv.weight[2 * width :], bias))
         return projected
 
 
@@ -109,6 +131,11 @@ class AttentionPool(nn.Module):
         self.probabilities = Watchable()
         self.project = nn.Linear(width, width)
         nn.init.trunc_normal_(self.query, std=0.02)
+
+    def values(self, tokens: Tensor) -> Tensor:
+        """What each token of ``[B, T, C]`` would be pooled to, were it the only one: ``[B, T, C]``."""
+        projected: Tensor = self.project(self.keys_values(tokens).chunk(2, dim=-1)[1])
+        return projected
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens ``[B, T, C]`` to ``[B, C]``."""

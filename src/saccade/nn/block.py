@@ -87,6 +87,17 @@ class Block(nn.Module):
             tokens = self.norm2(tokens + self.drop_path(self.scale2(branch)))
         return self.output(tokens), decision
 
+    def values(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[B, T, C]`` behind this block if none looked at another, as MaskCLIP reads the last block.
+
+        Zhou et al. 2021, arXiv 2112.01071, section 3.2.
+        """
+        if self.is_pre_norm:
+            tokens = tokens + self.scale1(self.attention.values(self.norm1(tokens)))  # type: ignore[operator]
+            return tokens + self.scale2(self._feed_forward(self.norm2(tokens))[0])  # type: ignore[no-any-return]
+        tokens = self.norm1(tokens + self.scale1(self.attention.values(tokens)))  # type: ignore[operator]
+        return self.norm2(tokens + self.scale2(self._feed_forward(tokens)[0]))  # type: ignore[no-any-return]
+
     def _feed_forward(self, tokens: Tensor) -> tuple[Tensor, Decision | None]:
         if isinstance(self.mlp, MixtureOfExperts):
             return self.mlp(tokens)  # type: ignore[no-any-return]

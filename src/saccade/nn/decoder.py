@@ -40,8 +40,8 @@ class QueryAttention(nn.Module):
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """What each query ``[B, Q, C]`` gathers from values ``[B, T, C]`` whose keys ``[B, T, C]`` answer it."""
         parts = [self.query(queries), self.key(keys), self.value(values)]
-        heads = [part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts]
-        gathered = attend(*heads, self.probabilities, self.rate if self.training else 0.0, mask)  # type: ignore[call-arg]
+        query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
+        gathered = attend(query, key, value, self.probabilities, self.rate if self.training else 0.0, mask)
         projected: Tensor = self.project(gathered.transpose(1, 2).flatten(2))
         return projected
 

@@ -47,12 +47,16 @@ class Preprocess(Config):
     """Per RGB channel, for values in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Per RGB channel, for values in [0, 1]."""
+    fill: int = 0
+    """Value of the bytes beside the picture, 0 (black) to 255; with ``shorter`` these are of the mean colour."""
 
     def __post_init__(self) -> None:
         if min(self.size) < 1:
             raise ConfigError(f"the canvas is {self.size}", where="preprocess.size", expected="at least 1x1")
         if not 0 < self.crop_fraction <= 1:
             raise ConfigError(f"crop_fraction is {self.crop_fraction}", where="preprocess", expected="in (0, 1]")
+        if not 0 <= self.fill <= 255:
+            raise ConfigError(f"fill is {self.fill}", where="preprocess", expected="0 to 255")
         if min(self.std) <= 0:
             raise ConfigError(f"std is {self.std}", where="preprocess", expected="positive numbers")
 
@@ -141,10 +145,10 @@ class Preprocess(Config):
         return F.interpolate(images, size, mode=self.interpolation, antialias=True)
 
     def pad(self, content: Tensor, canvas: tuple[int, int] | None = None) -> Tensor:
-        """Content ``[B, 3, h, w]`` at the top left of a black canvas ``[B, 3, H, W]``; that of ``size`` by default."""
+        """Content ``[B, 3, h, w]`` at the top left of a canvas ``[B, 3, H, W]``; that of ``size`` by default."""
         height, width = canvas or self.size
         below, beside = height - content.shape[-2], width - content.shape[-1]
-        return F.pad(content, (0, beside, 0, below)) if below or beside else content
+        return F.pad(content, (0, beside, 0, below), value=self.fill) if below or beside else content
 
     def to_pixels(self, canvases: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """Padded pictures ``[B, 3, H, W]`` uint8 with content of these sizes ``(h, w)``, to normalised float32."""

@@ -20,9 +20,11 @@ from saccade.render.charts import (
     routing_map,
 )
 from saccade.render.figure import save, to_png, to_svg
+from saccade.render.fired import fired_overlay
 from saccade.render.heat import crossed_out, enlarged, overlay
 from saccade.render.maps import error_map, label_overlay, outlined
 from saccade.render.page import Panel, Status, explanation, side_by_side
+from saccade.render.retrieval import found_sheet
 
 __all__ = [
     "OUTCOME_COLOURS",
@@ -41,6 +43,8 @@ __all__ = [
     "enlarged",
     "error_map",
     "explanation",
+    "fired_overlay",
+    "found_sheet",
     "label_overlay",
     "losses_by_cause",
     "object_colour",

@@ -90,17 +90,17 @@ def box_overlay(
     if colours is not None and len(colours) != len(objects):
         raise InputError(f"{len(colours)} colours for {len(objects)} objects", expected="one for each")
     scale = drawing_scale((int(image.shape[1]), int(image.shape[2])))
-    canvas = _resized(image, scale)
+    canvas = resized(image, scale)
     width = line_width(canvas)
     colours = [object_colour(label) for label in objects.labels.tolist()] if colours is None else colours
-    paints = torch.tensor([_rgb(colour) for colour in colours], dtype=torch.float32).reshape(-1, 3)
+    paints = torch.tensor([rgb(colour) for colour in colours], dtype=torch.float32).reshape(-1, 3)
     crowd = objects.crowd.tolist() if isinstance(objects, BoxTarget) else [False] * len(objects)
     boxes = (objects.boxes.cpu().float() * scale).tolist()
     for index in reversed(range(len(objects))):  # the likeliest on top
         if objects.masks is not None:
             _draw_mask(canvas, objects.masks, index, paints[index], scale, alpha, width)
     for index in reversed(range(len(objects))):
-        _draw_box(canvas, boxes[index], paints[index], width, is_dashed=crowd[index])
+        draw_box(canvas, boxes[index], paints[index], width, is_dashed=crowd[index])
     if has_words and len(objects):
         _write(canvas, boxes, _words(objects, classes), paints)
     return canvas.round().clamp(0, 255).to(torch.uint8)
@@ -188,7 +188,7 @@ def _words(objects: Detections | BoxTarget, classes: Classes) -> list[str]:
     return [f"{name} (crowd)" if crowd else name for name, crowd in zip(names, objects.crowd.tolist(), strict=True)]
 
 
-def _resized(image: Tensor, scale: float) -> Tensor:
+def resized(image: Tensor, scale: float) -> Tensor:
     """The picture as drawn, float32 on the CPU: repeated pixel by pixel, or averaged."""
     if scale >= 1:
         factor = int(scale)
@@ -216,7 +216,7 @@ def _draw_mask(canvas: Tensor, masks: Masks, index: int, paint: Tensor, scale: f
     part += opacity * (paint[:, None, None] - part)
 
 
-def _draw_box(canvas: Tensor, box: Sequence[float], paint: Tensor, width: int, *, is_dashed: bool) -> None:
+def draw_box(canvas: Tensor, box: Sequence[float], paint: Tensor, width: int, *, is_dashed: bool) -> None:
     """The line around a box, with its middle on the box's border and a dark edge that shows it on any ground."""
     half = width / 2
     dash = 5.0 * width if is_dashed else math.inf
@@ -324,5 +324,6 @@ def _font(size: int) -> FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
-def _rgb(colour: str) -> tuple[int, int, int]:
+def rgb(colour: str) -> tuple[int, int, int]:
+    """Red, green and blue of ``#rrggbb``."""
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

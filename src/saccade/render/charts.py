@@ -14,11 +14,10 @@ from torch import Tensor
 
 from saccade.errors import InputError
 from saccade.ops.palette import OKABE_ITO, categorical
-from saccade.render.figure import FAINT, INK, PAPER, new_figure, show
+from saccade.render.figure import FAINT, INK, PAPER, new_figure, plain_axes, show
 from saccade.render.heat import check_image, enlarged
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -110,7 +109,7 @@ def reliability_diagram(
     lower.bar(edges, counts, width=0.92 / bins, color=FAINT)
     for axes in (upper, lower):
         axes.set_xlim(0, 1)
-        _plain(axes)
+        plain_axes(axes)
     upper.set_ylim(0, 1)
     upper.set_xticklabels([])
     upper.set_ylabel("accuracy", color=INK, size=9)
@@ -205,7 +204,7 @@ def bars(rows: Mapping[str, Sequence[float | None]], names: Sequence[str], *, ti
     axes.set_yticks(range(len(rows)), list(rows), size=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 1.08)
-    _plain(axes)
+    plain_axes(axes)
     figure.legend(loc="upper right", ncols=len(names), frameon=False, fontsize=8)
     figure.text(0.1 / width, 1 - 0.2 / height, title, size=10, weight="bold", color=INK, va="center")
     return figure
@@ -244,7 +243,7 @@ def curves(
         axes.plot(
             list(places), list(values), color=colour, linestyle=dash, linewidth=1.4 if is_control else 2.2, label=name
         )
-    _plain(axes)
+    plain_axes(axes)
     axes.set_xlabel(across, color=INK, size=9)
     axes.set_ylabel(up, color=INK, size=9)
     axes.set_title(title, size=10.5, weight="bold", color=INK, loc="left")
@@ -289,7 +288,7 @@ def precision_recall(lines: Mapping[str, Sequence[float | None]], *, title: str 
         )
     axes.set_xlim(0, 1.005)
     axes.set_ylim(0, 1.03)
-    _plain(axes)
+    plain_axes(axes)
     axes.set_xlabel("recall", color=INK, size=9)
     axes.set_ylabel("precision", color=INK, size=9)
     axes.set_title(title, size=10.5, weight="bold", color=INK, loc="left")
@@ -322,7 +321,7 @@ def losses_by_cause(causes: Mapping[str, tuple[float | None, int]], *, title: st
     axes.set_yticks(range(len(causes)), list(causes), size=8)
     axes.set_ylim(len(causes) - 0.5, -0.5)
     axes.set_xlim(0, top * 1.2)
-    _plain(axes)
+    plain_axes(axes)
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
     axes.set_xlabel(f"points of {unit} won without these mistakes (number of them)", color=INK, size=9)
     figure.text(0.1 / width, 1 - 0.2 / height, title, size=10, weight="bold", color=INK, va="center")
@@ -331,14 +330,3 @@ def losses_by_cause(causes: Mapping[str, tuple[float | None, int]], *, title: st
 
 def _over_recall(values: Sequence[float]) -> tuple[list[float], list[float]]:
     return [index / (len(values) - 1) for index in range(len(values))], list(values)
-
-
-def _plain(axes: Axes) -> None:
-    """Only the axes that are read: no frame, faint lines."""
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(FAINT)
-    axes.tick_params(labelsize=8, colors=INK, color=FAINT, length=3)
-    axes.grid(color="#E8EAED", linewidth=0.8)
-    axes.set_axisbelow(True)

@@ -70,3 +70,14 @@ def show(axes: Axes, image: Tensor) -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def plain_axes(axes: Axes) -> None:
+    """Only the axes that are read: no frame, faint lines."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+    axes.tick_params(labelsize=8, colors=INK, color=FAINT, length=3)
+    axes.grid(color="#E8EAED", linewidth=0.8)
+    axes.set_axisbelow(True)

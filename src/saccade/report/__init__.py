@@ -17,7 +17,7 @@ from saccade.engine.evaluate import evaluate_split
 from saccade.engine.run import RunFolder
 from saccade.explanation.explain import Subject
 from saccade.models.base import VisionModel
-from saccade.report import classification, detection, run, semantic
+from saccade.report import classification, detection, run, semantic, zero_shot
 from saccade.report.config import ReportConfig
 from saccade.report.page import Part, Section, panel, write_page
 from saccade.tasks import EvaluateConfig, Evaluation
@@ -25,6 +25,7 @@ from saccade.tasks.base import percent
 from saccade.tasks.classification import ClassificationEvaluation
 from saccade.tasks.detection import DetectionEvaluation
 from saccade.tasks.semantic import SemanticEvaluation
+from saccade.tasks.zero_shot import ZeroShotEvaluation
 
 __all__ = ["Part", "ReportConfig", "evaluate_and_report", "panel", "report_run", "write_page", "write_report"]
 
@@ -87,7 +88,7 @@ def write_report(
     config = config or ReportConfig()
     sections = [
         run.training(folder, evaluation.headline),
-        *_sections(Subject(model), dataset, evaluation, config),
+        *_sections(model, dataset, evaluation, config),
         run.experts(model, folder, dataset, config),
         run.facts(folder, evaluation),
     ]
@@ -103,6 +104,8 @@ def write_report(
         (f"{evaluation.num_images:,}", "images evaluated"),
     ]
     lead = f"{len(evaluation.classes)} classes. Every mistake below is explained, and every explanation is measured."
+    if isinstance(evaluation, ZeroShotEvaluation):
+        lead = "Texts look for pictures and pictures for texts. Chance stands beside every figure."
     part = Part(config.title, lead, figures, [section for section in sections if section])
     write_json(folder / "evaluation.json", evaluation.to_dict())
     write_page(folder / "report.html", part.title, part.lead, [part])
@@ -116,8 +119,11 @@ def _shown_metrics(evaluation: Evaluation) -> dict[str, float | None]:
     return evaluation.metrics
 
 
-def _sections(subject: Subject, dataset: Dataset, evaluation: Evaluation, config: ReportConfig) -> list[Section | None]:
+def _sections(model: AnyModel, dataset: Dataset, evaluation: Evaluation, config: ReportConfig) -> list[Section | None]:
     """What there is to say of a task."""
+    if isinstance(evaluation, ZeroShotEvaluation):
+        return zero_shot.sections(dataset, evaluation, config)
+    subject = Subject(model)
     if isinstance(evaluation, ClassificationEvaluation):
         return [
             classification.figures(evaluation),

@@ -77,12 +77,16 @@ class Part:
         lead: the sentence below it.
         figures: values with their labels, shown large.
         sections: in order.
+        anchor: name for links to it; parts that have one are listed at the top of a page of several.
+        summary: words beside its name in that list.
     """
 
     title: str
     lead: str
     figures: Sequence[tuple[str, str]]
     sections: Sequence[Section]
+    anchor: str = ""
+    summary: str = ""
 
 
 def write_page(path: Path, title: str, lead: str, parts: Sequence[Part]) -> Path:

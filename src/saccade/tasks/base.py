@@ -35,6 +35,8 @@ class EvaluateConfig(Config):
     """A picture counts as right in the top k where its class is among the k likeliest."""
     num_bins: int = 15
     """Equal-width confidence bins of the calibration error."""
+    templates: tuple[str, ...] = ()
+    """What the name of a category is put into before a zero-shot model reads it; none for the model's own."""
     boundary_tolerance: float = 0.0075
     """How far apart boundaries may lie and still match, as a share of the picture's diagonal; 0 leaves them out."""
     max_detections: int = 100
@@ -190,10 +192,14 @@ class Task(abc.ABC):
     Attributes:
         name: of the task.
         headline: key of the metric that a run is judged by.
+        min_agreement: least share of equal answers with which a faster copy may take the place of the model.
+        max_difference: how far its probabilities may be off.
     """
 
     name: ClassVar[TaskName]
     headline: ClassVar[str]
+    min_agreement: ClassVar[float] = 0.995
+    max_difference: ClassVar[float] = 0.02
 
     @abc.abstractmethod
     def tally(self, classes: tuple[str, ...], relabel: Tensor, config: EvaluateConfig) -> Tally:

@@ -22,9 +22,11 @@ from saccade.metrics.voc import voc_ap50
 from saccade.tasks.base import LEVEL, EvaluateConfig, Evaluation, Facts, Table, Tally, Task, known, percent
 from saccade.types import BoxTarget, Detections, Prediction, Target, TaskName
 
-SAME_OBJECT = 0.9
-"""Overlap from which a faster copy of a model found the same object: AP is counted up to 0.95."""
-CLEAR_SCORE = 0.3
+SAME_OBJECT = 0.8
+"""Overlap from which a faster copy of a model found the same object: a pixel of each side, where objects are small."""
+KINDS: tuple[Kind, ...] = ("boxes", "masks")
+"""What of objects is compared."""
+CLEAR_SCORE = 0.5
 """Score from which a faster copy must find what the model finds."""
 
 
@@ -327,10 +329,17 @@ def _mean(values: Floats) -> float:
 
 
 class DetectionTask(Task):
-    """Objects as boxes."""
+    """Objects as boxes.
+
+    Of a hundred clear objects a faster copy may lose or add two or three: suppression decides between near ties, so
+    rounding moves some objects whole. Measured on small trained models: of a Faster R-CNN and 87 pictures of blood
+    cells, a copy in bfloat16 agrees on 99.5 % of the clear objects and moves AP by 0.1 points, one in 8 bits on 98.9 %
+    and by 0.2; of a Mask R-CNN and 56 pictures of nuclei on 99.1 % and by 0.2, and on 98.7 % and by 0.35.
+    """
 
     name: ClassVar[TaskName] = "detection"
     headline: ClassVar[str] = "ap"
+    min_agreement: ClassVar[float] = 0.975
 
     def tally(self, classes: tuple[str, ...], relabel: Tensor, config: EvaluateConfig) -> DetectionTally:
         """A new tally."""
@@ -344,15 +353,19 @@ class DetectionTask(Task):
         """Share of the clear objects of either side that the other has too, and the mean difference of their scores.
 
         The other's object has the same class, overlaps it almost wholly and may have any score, so that a score that
-        moves across the limit does no harm. Where no object of the reference is clear, all are looked at.
+        moves across the limit does no harm. Where no object of the reference is clear, all are looked at. Of objects
+        with masks the boxes are compared as well, and the worse figures count.
         """
-        kind: Kind = "masks" if self.name == "instance" else "boxes"
         ours, theirs = ([one for one in row if isinstance(one, Detections)] for row in (predictions, reference))
         limit = CLEAR_SCORE if any(bool((one.scores >= CLEAR_SCORE).any()) for one in theirs) else 0.0
-        pairs = [pair for o, t in zip(ours, theirs, strict=True) for pair in ((o, t), (t, o))]
-        looked_at = sum(len(one.above(limit)) for one, _ in pairs)
-        gaps = np.concatenate([np.zeros(0), *(_score_gaps(one.above(limit), other, kind) for one, other in pairs)])
-        return (len(gaps) / looked_at if looked_at else 1.0), (float(gaps.mean()) if len(gaps) else 0.0)
+        pairs = [pair for o, t in zip(ours, theirs, strict=True) for pair in ((o.above(limit), t), (t.above(limit), o))]
+        looked_at = sum(len(one) for one, _ in pairs)
+        shares, differences = [], []
+        for kind in KINDS[: 2 if self.name == "instance" else 1]:
+            gaps = np.concatenate([np.zeros(0), *(_score_gaps(one, other, kind) for one, other in pairs)])
+            shares.append(len(gaps) / looked_at if looked_at else 1.0)
+            differences.append(float(gaps.mean()) if len(gaps) else 0.0)
+        return min(shares), max(differences)
 
     def record(self, prediction: Prediction, top: int) -> dict[str, Any]:
         """Every object, likeliest first: class, score, box in pixels, raw candidate, run lengths where it has a mask.

@@ -5,20 +5,31 @@ Predictions and heat maps are in the pixels of the original picture; ``Geometry`
 """
 
 from saccade.types.classes import Classes, TaskName
-from saccade.types.explain import AttentionSite, ExplainSpec, GridLayer, LinearHead, as_grid
+from saccade.types.explain import (
+    AttentionSite,
+    ExplainSpec,
+    GridLayer,
+    LinearHead,
+    QueryLayer,
+    QueryLooks,
+    Rows,
+    as_grid,
+)
 from saccade.types.images import Geometry, ImageBatch
 from saccade.types.masks import Masks
-from saccade.types.predictions import Classification, Detections, Prediction, Segmentation
-from saccade.types.targets import IGNORE, BoxTarget, ClassTarget, Losses, MapTarget, Sample, Target
+from saccade.types.predictions import Classification, Detections, Embedding, Prediction, Segmentation
+from saccade.types.targets import IGNORE, BoxTarget, Caption, ClassTarget, Losses, MapTarget, Sample, Target
 
 __all__ = [
     "IGNORE",
     "AttentionSite",
     "BoxTarget",
+    "Caption",
     "ClassTarget",
     "Classes",
     "Classification",
     "Detections",
+    "Embedding",
     "ExplainSpec",
     "Geometry",
     "GridLayer",
@@ -28,6 +39,9 @@ __all__ = [
     "MapTarget",
     "Masks",
     "Prediction",
+    "QueryLayer",
+    "QueryLooks",
+    "Rows",
     "Sample",
     "Segmentation",
     "Target",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -48,6 +48,59 @@ class AttentionSite:
     grid: Callable[[tuple[int, int]], tuple[int, int]]
 
 
+@dataclass(frozen=True)
+class QueryLayer:
+    """One layer of a decoder, in which queries look at each other and at the picture.
+
+    Attributes:
+        own: dotted name of the module that the softmax ``[B, heads, Q, Q]`` of queries over queries passes.
+        cross: the same of queries over the picture: ``[B, heads, Q, cells]``, or ``[B, heads, Q, levels * points]``.
+        points: the module that the points ``[B, Q, heads, levels, points, 2]`` pass, x and y as shares of the canvas;
+            None where queries look at all cells.
+    """
+
+    own: str
+    cross: str
+    points: str | None = None
+
+
+@dataclass(frozen=True)
+class QueryLooks:
+    """Where the queries of a detector look.
+
+    Attributes:
+        layers: of the decoder, in the order of the forward pass.
+        grids: canvas size ``(H, W)`` -> cells ``(h, w)`` of every map that is looked at, finest first; where queries
+            look at all cells there is one map.
+        encoder: softmaxes of the cells over each other, before the queries look at them.
+    """
+
+    layers: Sequence[QueryLayer]
+    grids: Callable[[tuple[int, int]], Sequence[tuple[int, int]]]
+    encoder: Sequence[AttentionSite] = ()
+
+    def under(self, prefix: str) -> QueryLooks:
+        """The same for a model that holds this one as its submodule ``prefix``."""
+        layers = [
+            QueryLayer(f"{prefix}.{one.own}", f"{prefix}.{one.cross}", one.points and f"{prefix}.{one.points}")
+            for one in self.layers
+        ]
+        encoder = [replace(site, path=f"{prefix}.{site.path}") for site in self.encoder]
+        return replace(self, layers=layers, encoder=encoder)
+
+
+class Rows(NamedTuple):
+    """Where all that raw candidates read of the layers passes, one row for each candidate of a picture.
+
+    Attributes:
+        path: dotted name of a module that gives ``[R, ...]``.
+        again: (levels by name, outputs, candidates ``[n]``) -> the rows of these, ``[n, ...]``, differentiable.
+    """
+
+    path: str
+    again: Callable[[Mapping[str, Tensor], Any, Tensor], Tensor]
+
+
 class LinearHead(NamedTuple):
     """The layer after global average pooling of ``layers["final"]``: plain CAM weights the channels with it.
 
@@ -72,6 +125,10 @@ class ExplainSpec:
         attention: observable softmaxes, in the order of the forward pass; empty for convolutional models.
         has_class_token: whether the class is read from token 0 (else from the mean of the patches).
         linear_head: returns the linear layer where plain CAM applies; None where it does not.
+        queries: where the queries of a detector look; None where it has none.
+        levels: names of layers of which each raw candidate of a detector reads one and no other; none where candidates
+            may read all layers.
+        rows: where all that raw candidates read of ``levels`` passes; None where they do not read one by one.
     """
 
     layers: Mapping[str, GridLayer]
@@ -79,6 +136,9 @@ class ExplainSpec:
     has_class_token: bool = False
     linear_head: Callable[[], LinearHead] | None = None
     usual_layer: str = "final"
+    queries: QueryLooks | None = None
+    levels: Sequence[str] = ()
+    rows: Rows | None = None
 
     def __post_init__(self) -> None:
         if "final" not in self.layers:
@@ -93,4 +153,10 @@ class ExplainSpec:
             return f"{prefix}.{path}" if path else prefix
 
         layers = {name: replace(layer, path=join(layer.path)) for name, layer in self.layers.items()}
-        return replace(self, layers=layers, attention=[replace(s, path=join(s.path)) for s in self.attention])
+        return replace(
+            self,
+            layers=layers,
+            attention=[replace(s, path=join(s.path)) for s in self.attention],
+            queries=self.queries and self.queries.under(prefix),
+            rows=self.rows and self.rows._replace(path=join(self.rows.path)),
+        )

@@ -1,6 +1,6 @@
 """What models say of one picture, post-processed, in its own pixels.
 
-N objects · K classes · h, w picture
+N objects · K classes · h, w picture · T texts · D width of a shared space
 """
 
 from __future__ import annotations
@@ -144,5 +144,27 @@ class Detections:
         return Detections(boxes, scores, labels, source, self.classes, masks)
 
 
-Prediction = Classification | Segmentation | Detections
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """Where a model puts one picture, and its texts where it has some, in the space that both share.
+
+    Attributes:
+        image: ``[D]`` float32, a vector of length 1.
+        texts: ``[T, D]`` float32, vectors of length 1; ``[0, D]`` where the model was given no texts.
+    """
+
+    image: Tensor
+    texts: Tensor
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 1 or self.texts.ndim != 2 or self.texts.shape[1] != len(self.image):
+            got = f"{tuple(self.image.shape)} and {tuple(self.texts.shape)}"
+            raise InputError(f"image and texts are {got}", expected="[D] and [T, D]")
+
+    def to(self, device: torch.device | str) -> Embedding:
+        """The same vectors on another device."""
+        return Embedding(self.image.to(device), self.texts.to(device))
+
+
+Prediction = Classification | Segmentation | Detections | Embedding
 """Post-processed result for one picture; grows with the tasks."""

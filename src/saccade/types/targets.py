@@ -107,7 +107,27 @@ class BoxTarget:
         return BoxTarget(boxes, labels, crowd, None if self.masks is None else self.masks.to(device))
 
 
-Target = ClassTarget | MapTarget | BoxTarget
+@dataclass(frozen=True, eq=False)
+class Caption:
+    """What people wrote of one picture.
+
+    Attributes:
+        texts: at least one, none empty; in a training batch the one that the loader chose.
+    """
+
+    texts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.texts or not all(text.strip() for text in self.texts):
+            got = "there is no text" if not self.texts else "a text is empty"
+            raise InputError(got, where="caption", expected="at least one text of a picture, none empty")
+
+    def to(self, device: torch.device | str) -> Caption:
+        """Itself: a text lives on no device."""
+        return self
+
+
+Target = ClassTarget | MapTarget | BoxTarget | Caption
 """Ground truth of one picture; grows with the tasks."""
 
 

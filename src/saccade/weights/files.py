@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from saccade.errors import WeightsError
-from saccade.weights import smp, timm, torchvision, transformers
+from saccade.weights import open_clip, smp, timm, torchvision, transformers, transformers_clip, yolox
 from saccade.weights.published import State, first_line
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".onnx")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "ema")
 
 
@@ -47,6 +47,8 @@ def is_ours(state: State) -> bool:
 
 CONVERTERS = (
     Converter("saccade", is_ours, dict),
+    Converter("open_clip or OpenAI CLIP", open_clip.is_clip, open_clip.convert),
+    Converter("transformers CLIP or SigLIP", transformers_clip.is_clip, transformers_clip.convert),
     Converter("transformers ViT", transformers.is_vit, transformers.convert_vit),
     Converter("torchvision ViT", torchvision.is_vit, torchvision.convert_vit),
     Converter("torchvision MobileNetV2", torchvision.is_mobilenet_v2, torchvision.convert_mobilenet_v2),
@@ -82,6 +84,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise WeightsError("there is no such file", where=str(path))
+    if path.suffix == ".onnx":
+        return yolox.read(path)
     try:
         if path.suffix == ".safetensors":
             return unwrap(safetensors.torch.load_file(path), str(path))

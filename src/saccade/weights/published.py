@@ -24,7 +24,9 @@ class Published:
         config: plain data of our model's config, preprocessing included; its ``kind`` says which model that is.
         classes: names of the classes; None where the source does not tell.
         reference: the original, pixels ``[B, 3, H, W]`` to logits ``[B, K]``, of a segmenter ``[B, K, H, W]``, of a
-            two-stage detector those of its anchors ``[B, A]``, to hold the translation against.
+            two-stage detector those of its anchors ``[B, A]``, of a model that also reads vectors ``[B, D]``, to hold
+            the translation against.
+        texts: of a model that reads, the original: ids ``[N, L]`` of whole contexts to vectors ``[N, D]``.
     """
 
     origin: str
@@ -32,6 +34,7 @@ class Published:
     config: dict[str, Any]
     classes: tuple[str, ...] | None
     reference: Callable[[Tensor], Tensor]
+    texts: Callable[[Tensor], Tensor] | None = None
 
 
 def unique(names: Iterable[str]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Weights of transformers: ``ViTForImageClassification``, under the names of its 4.x and 5.x releases.
 
 https://huggingface.co/docs/transformers/model_doc/vit. The package is imported only when weights are asked for (extra
-``parity``). Of ``DetrForObjectDetection`` only the download is here; see ``weights.transformers_detr``.
+``parity``). Of ``DetrForObjectDetection``, ``CLIPModel`` and ``SiglipModel`` only the download is here; see
+``weights.transformers_detr`` and ``weights.transformers_clip``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from saccade.errors import WeightsError
-from saccade.weights import transformers_detr
+from saccade.weights import transformers_clip, transformers_detr
+from saccade.weights.open_clip import definition_of
 from saccade.weights.published import Published, State, first_line, rename, square, unique
 
 _LAYER = {
@@ -39,6 +41,13 @@ _QKV = {
     "attention.attention.key": 1,
     "attention.attention.value": 2,
 }
+_MODELS = {
+    "vit": "ViTForImageClassification",
+    "detr": "DetrForObjectDetection",
+    "clip": "CLIPModel",
+    "siglip": "SiglipModel",
+}
+"""What can be translated, by the type of the model."""
 _ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "relu": "relu"}
 
 
@@ -139,22 +148,25 @@ def fetch(name: str) -> Published:
     """
     where = f"transformers/{name}"
     try:
-        from transformers import AutoConfig, AutoImageProcessor, DetrForObjectDetection, ViTForImageClassification
+        import transformers
     except ImportError as error:
         raise WeightsError(
             "the package transformers is not installed", where=where, remedy="pip install 'saccade[parity]'"
         ) from error
     try:
-        found = AutoConfig.from_pretrained(name)
-        if found.model_type not in {"vit", "detr"}:
-            raise WeightsError(f"the architecture is {found.model_type!r}", where=where, expected="'vit' or 'detr'")
-        is_detr = found.model_type == "detr"
-        module = (DetrForObjectDetection if is_detr else ViTForImageClassification).from_pretrained(name)
-        processor = AutoImageProcessor.from_pretrained(name).to_dict()
+        kind = transformers.AutoConfig.from_pretrained(name).model_type
+        if kind not in _MODELS:
+            raise WeightsError(f"the architecture is {kind!r}", where=where, expected=f"one of {', '.join(_MODELS)}")
+        module = getattr(transformers, _MODELS[kind]).from_pretrained(name)
+        processor = transformers.AutoImageProcessor.from_pretrained(name).to_dict()
+        reads = kind in {"clip", "siglip"}
+        definition = definition_of(transformers.AutoTokenizer.from_pretrained(name)) if reads else ""
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(
             f"these weights cannot be had ({first_line(error)})",
             where=where,
             remedy="check the name and the network, or pass a file of weights instead",
         ) from error
-    return (transformers_detr.publish if is_detr else publish)(module, name, processor)
+    if reads:
+        return transformers_clip.publish(module, name, preprocess_of(processor), definition)
+    return (transformers_detr.publish if kind == "detr" else publish)(module, name, processor)

@@ -1,0 +1,390 @@
+"""CLIP: a picture and its text end at the same place of a shared space; any class that has words is known.
+
+Radford et al. 2021, arXiv 2103.00020. Pairwise sigmoid loss and pooling by a learned query: Zhai et al. 2023 (SigLIP),
+arXiv 2303.15343.
+Differs from the paper: texts are not filled up to the context, which under a causal mask changes nothing but the time;
+pictures of a batch whose texts are the same count as right for each other.
+
+B pictures · T texts · D width of the shared space · K classes · M templates
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from saccade.backbones.timm import TimmConfig
+from saccade.backbones.vit import ViTConfig
+from saccade.errors import ConfigError, InputError
+from saccade.losses import clip_loss, siglip_loss
+from saccade.models.image_tower import ImageTower, TowerConfig, unit
+from saccade.models.text_tower import TextConfig, TextTower
+from saccade.models.zero_shot import ZeroShotClassifier, ZeroShotConfig
+from saccade.ops.image import Preprocess
+from saccade.registry import register
+from saccade.text.prompts import PHOTO, check_names, check_templates, fill
+from saccade.text.tokenizer import TokenizerConfig, build_tokenizer, train_merges
+from saccade.types import Caption, Classes, Embedding, ImageBatch, Losses, TaskName
+
+TEXTS_AT_ONCE = 128
+"""Prompts that go through the text tower together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig(TowerConfig):
+    """An image tower, a text tower, and the loss that brings them together."""
+
+    task: ClassVar[TaskName] = "zero_shot"
+    least_classes: ClassVar[int] = 0
+    kind: Literal["clip"] = "clip"
+    num_classes: int = 0
+    """Number of categories of the data, where it has some; the model does not depend on them."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """What reads texts."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """How texts become tokens."""
+    templates: tuple[str, ...] = PHOTO
+    """What the name of a class is put into where nobody says otherwise."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """Each picture against all texts of the batch, or each pair for itself."""
+    logit_scale: float = 1 / 0.07
+    """What cosines are multiplied with at the start; it is learned."""
+    max_scale: float = 100.0
+    """The most it may become; 0 for no limit."""
+    logit_bias: float = -10.0
+    """With ``sigmoid``: what is added to them at the start; it is learned."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_templates(self.templates, where="templates")
+        if self.logit_scale <= 0 or self.max_scale < 0:
+            raise ConfigError("logit_scale is above 0 and max_scale at least 0", where="logit_scale")
+        if not self.text.causal and not self.tokenizer.pads_all:
+            raise ConfigError(
+                "without a causal mask a text would depend on how long its neighbours are",
+                where="tokenizer.pads_all",
+                expected="true",
+            )
+        if self.text.pool == "last" and not self.tokenizer.pads_all:
+            told = "the last place is read, but texts are not filled up to the context"
+            raise ConfigError(told, where="tokenizer.pads_all", expected="true")
+
+    def fitted(self, texts: Callable[[], Iterable[str]]) -> ClipConfig:
+        """The same config with a vocabulary trained on these texts, where it wants one and has none yet."""
+        if self.tokenizer.kind != "trained" or self.tokenizer.merges:
+            return self
+        merges = train_merges(texts(), self.tokenizer.vocab_size)
+        return replace(self, tokenizer=replace(self.tokenizer, merges=merges))
+
+    def build(self) -> Clip:
+        """The model, with random weights."""
+        return Clip(self)
+
+
+class ClipOutputs(NamedTuple):
+    """Raw outputs.
+
+    Attributes:
+        image: ``[B, D]`` float32, vectors of length 1.
+        text: ``[T, D]`` float32, vectors of length 1, the texts of the first picture first; T = 0 without targets.
+        logit_scale: ``[]``, what cosines are multiplied with.
+        logit_bias: ``[]``, what is added after that; 0 with the softmax loss.
+        counts: ``[B]`` int64, how many of the texts belong to each picture.
+    """
+
+    image: Tensor
+    text: Tensor
+    logit_scale: Tensor
+    logit_bias: Tensor
+    counts: Tensor
+
+
+class Clip(ImageTower[ClipOutputs, Caption, Embedding]):
+    """The two towers and the temperature between them.
+
+    Attributes:
+        tokenizer: texts to tokens.
+        text: tokens to vectors.
+        log_scale: ``[]``, logarithm of the inverse temperature.
+        bias: ``[]`` with the sigmoid loss, else None.
+    """
+
+    config: ClipConfig
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__(config)
+        self.tokenizer = build_tokenizer(config.tokenizer)
+        self.text = TextTower(config.text, self.tokenizer.vocab_size, config.tokenizer.context, config.embed_dim)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
+        self.bias = nn.Parameter(torch.tensor(config.logit_bias)) if config.loss == "sigmoid" else None
+
+    def forward(self, images: ImageBatch, targets: Sequence[Caption] | None = None) -> ClipOutputs:
+        """Vectors of pictures and, where targets are given, of all their texts."""
+        image = self.encode_images(images)
+        texts = [text for target in targets or () for text in target.texts]
+        counts = [len(target.texts) for target in targets] if targets else [0] * len(image)
+        vectors = self.encode_text(texts) if texts else image.new_zeros(0, image.shape[1])
+        bias = image.new_zeros(()) if self.bias is None else self.bias
+        return ClipOutputs(image, vectors, self.scale(), bias, torch.tensor(counts, device=image.device))
+
+    def scale(self) -> Tensor:
+        """What cosines are multiplied with, ``[]``."""
+        scale = self.log_scale.exp()
+        return scale.clamp(max=self.config.max_scale) if self.config.max_scale else scale
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Where texts lie in the shared space, ``[N, D]`` float32 of length 1; gradients pass.
+
+        Raises:
+            InputError: where a text is longer than the context.
+        """
+        tokens = self.tokenizer(texts)
+        device = self.log_scale.device
+        return unit(self.text(tokens._replace(ids=tokens.ids.to(device), ends=tokens.ends.to(device))))
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str], told: Callable[[int], None] | None = None) -> Tensor:
+        """The same as ``encode_text`` for any number of texts, without gradients: texts of one length together.
+
+        Args:
+            texts: N texts.
+            told: called with the number of texts after each part that is done.
+        """
+        lengths = self.tokenizer.lengths(texts)
+        order = sorted(range(len(texts)), key=lengths.__getitem__)
+        vectors = self.log_scale.new_empty(len(texts), self.config.embed_dim, dtype=torch.float32)
+        was_training = self.text.training
+        self.text.eval()
+        for start in range(0, len(order), TEXTS_AT_ONCE):
+            part = order[start : start + TEXTS_AT_ONCE]
+            vectors[torch.tensor(part, device=vectors.device)] = self.encode_text([texts[index] for index in part])
+            if told is not None:
+                told(len(part))
+        self.text.train(was_training)
+        return vectors
+
+    def class_embeddings(
+        self,
+        classes: Sequence[str],
+        templates: Sequence[str] | None = None,
+        told: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Where classes lie in the shared space, ``[K, D]`` of length 1: the mean over their prompts.
+
+        Args:
+            classes: K names.
+            templates: M texts with a place for the name; the config's where it is None.
+            told: as in ``embed_texts``, of K * M prompts.
+
+        Raises:
+            InputError: where a name is empty or repeats, or a template has no place for it.
+        """
+        chosen = templates or self.config.templates
+        vectors = self.embed_texts(fill(classes, chosen), told)
+        return unit(vectors.reshape(-1, len(chosen), vectors.shape[1]).mean(dim=1))
+
+    def classifier(self, classes: Sequence[str], templates: Sequence[str] | None = None) -> ZeroShotClassifier:
+        """A classifier for classes that have names; it uses this model's image tower, and is no copy of it.
+
+        Raises:
+            InputError: where a name is empty or repeats, or a template has no place for it.
+        """
+        return self.with_class_embeddings(classes, self.class_embeddings(classes, templates), templates)
+
+    def with_class_embeddings(
+        self, classes: Sequence[str], weight: Tensor, templates: Sequence[str] | None = None
+    ) -> ZeroShotClassifier:
+        """``classifier`` with the vectors ``[K, D]`` of its classes, as ``class_embeddings`` gave them.
+
+        Raises:
+            InputError: where there are not as many vectors as classes, or of another width.
+        """
+        names = check_names(classes)
+        if tuple(weight.shape) != (len(names), self.config.embed_dim):
+            got = f"vectors of classes have shape {tuple(weight.shape)}"
+            raise InputError(got, where="classes", expected=f"[{len(names)}, {self.config.embed_dim}]")
+        shared = {one.name: getattr(self.config, one.name) for one in fields(TowerConfig)}
+        config = ZeroShotConfig(
+            **{**shared, "num_classes": len(names)}, templates=check_templates(templates or self.config.templates)
+        )
+        model = ZeroShotClassifier(config, self)
+        model.classes = Classes(names)
+        with torch.no_grad():
+            model.weight = weight.detach().float().clone()
+            model.logit_scale = self.scale().detach().float().clone()
+            model.logit_bias = torch.zeros_like(model.logit_scale) if self.bias is None else self.bias.detach().clone()
+        return model.train(self.training)
+
+    def loss(self, outputs: ClipOutputs, targets: Sequence[Caption]) -> Losses:
+        """The contrastive loss of a batch with one text per picture.
+
+        Raises:
+            InputError: where a picture has several texts or none.
+        """
+        image, text, scale, bias, _ = outputs
+        if len(image) != len(text) or len(targets) != len(image):
+            raise InputError(
+                f"there are {len(text)} texts for {len(image)} pictures",
+                where="loss",
+                expected="one per picture, given to forward as targets",
+            )
+        same = _same_texts(targets)
+        same = None if same is None else same.to(image.device)
+        if self.config.loss == "softmax":
+            term = clip_loss(image, text, scale, same)
+        else:
+            term = siglip_loss(image, text, scale, bias, same)
+        with torch.no_grad():
+            best = (image @ text.T).argmax(dim=1)
+            places = torch.arange(len(image), device=image.device)
+            right = best == places if same is None else same[places, best]
+        return Losses({"contrastive": term}, {"matched": right.float().mean(), "scale": scale.detach()})
+
+    def postprocess(self, outputs: ClipOutputs, images: ImageBatch) -> list[Embedding]:
+        """One ``Embedding`` per picture, with those of its texts."""
+        texts = torch.split(outputs.text.detach(), outputs.counts.tolist())
+        return [Embedding(image, own) for image, own in zip(outputs.image.detach(), texts, strict=True)]
+
+    def no_decay(self) -> set[str]:
+        """Beside those of the image tower, places of tokens and the temperature."""
+        return super().no_decay() | {"text.positions", "log_scale"} | ({"bias"} if self.bias is not None else set())
+
+
+def _same_texts(targets: Sequence[Caption]) -> Tensor | None:
+    """Which pictures have the same text, ``[B, B]`` bool; None where all differ."""
+    numbers: dict[str, int] = {}
+    ids = [numbers.setdefault(target.texts[0], len(numbers)) for target in targets]
+    if len(numbers) == len(ids):
+        return None
+    labels = torch.tensor(ids)
+    return labels[:, None] == labels
+
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def _published() -> dict[str, ClipConfig]:
+    """The sizes of the papers."""
+    preprocess = Preprocess(interpolation="bicubic", mean=CLIP_MEAN, std=CLIP_STD)
+    variants = {}
+    for name, patch, (width, depth, heads), embed_dim in (
+        ("b32", 32, (768, 12, 12), 512),
+        ("b16", 16, (768, 12, 12), 512),
+        ("l14", 14, (1024, 24, 16), 768),
+    ):
+        backbone = ViTConfig(
+            patch_size=patch,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            norm_eps=1e-5,
+            activation="quick_gelu",
+            stem_norm=True,
+        )
+        variants[f"clip_vit_{name}"] = ClipConfig(
+            backbone=backbone,
+            pool="token",
+            embed_dim=embed_dim,
+            text=TextConfig(width=embed_dim, num_heads=embed_dim // 64, activation="quick_gelu"),
+            preprocess=preprocess,
+        )
+    variants["siglip_vit_b16"] = ClipConfig(
+        backbone=ViTConfig(embed_dim=768, num_heads=12, has_class_token=False, activation="gelu_tanh"),
+        pool="attention",
+        pool_heads=12,
+        pool_mlp_ratio=4.0,
+        pool_activation="gelu_tanh",
+        image_projection="none",
+        embed_dim=768,
+        text=TextConfig(
+            width=768,
+            num_heads=12,
+            activation="gelu_tanh",
+            norm_eps=1e-6,
+            causal=False,
+            pool="last",
+            projection="bias",
+        ),
+        tokenizer=TokenizerConfig(context=64, pads_all=True),
+        loss="sigmoid",
+        logit_scale=10.0,
+        max_scale=0.0,
+        preprocess=Preprocess(policy="stretch", interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3),
+    )
+    return variants
+
+
+def _small() -> dict[str, ClipConfig]:
+    """Models for a user's own captions, that a laptop trains; their vocabulary is trained on these captions."""
+    text = TextConfig(width=128, depth=4, num_heads=4)
+    tokenizer = TokenizerConfig(kind="trained", context=48, vocab_size=2048)
+    icons = Preprocess(size=(64, 64), policy="stretch", mean=(0.5,) * 3, std=(0.5,) * 3)
+    cnn = {"layers": [1, 1, 1, 1], "channels": [48, 96, 192, 256], "output_stride": 16}
+    vit = ViTConfig(
+        image_size=(64, 64),
+        patch_size=8,
+        embed_dim=192,
+        depth=6,
+        num_heads=6,
+        positions="sincos",
+        has_class_token=False,
+    )
+    common: dict[str, Any] = {"embed_dim": 128, "text": text, "tokenizer": tokenizer, "templates": ("{}",)}
+    photos = Preprocess(size=(128, 128), policy="stretch")
+    return {
+        "clip_small": ClipConfig(backbone=TimmConfig(name="resnet18", arguments=cnn), preprocess=icons, **common),
+        "clip_small_vit": ClipConfig(backbone=vit, preprocess=icons, **common),
+        "clip_mobilenet": ClipConfig(backbone=TimmConfig(name="mobilenetv2_100"), preprocess=photos, **common),
+        # The same network as TensorFlow trained it: padding at the right and bottom, values in [-1, 1].
+        "clip_mobilenet_tf": ClipConfig(
+            backbone=TimmConfig(name="mobilenetv2_100", arguments={"pad_type": "same"}),
+            preprocess=replace(photos, mean=(0.5,) * 3, std=(0.5,) * 3),
+            **common,
+        ),
+    }
+
+
+def _tests() -> dict[str, ClipConfig]:
+    """Under 100k parameters each."""
+    vit = ViTConfig(image_size=(32, 32), patch_size=8, embed_dim=32, depth=2, num_heads=4, stem_norm=True)
+    cnn = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "output_stride": 8}
+    small = TokenizerConfig(kind="trained", context=24, vocab_size=600)
+    text = TextConfig(width=32, depth=2, num_heads=4)
+    icons = Preprocess(size=(32, 32), policy="stretch", mean=(0.5,) * 3, std=(0.5,) * 3)
+    common: dict[str, Any] = {"embed_dim": 16, "preprocess": icons, "templates": ("{}",)}
+    return {
+        "clip_test": ClipConfig(
+            backbone=replace(vit, activation="quick_gelu"),
+            pool="token",
+            text=replace(text, activation="quick_gelu"),
+            tokenizer=small,
+            **common,
+        ),
+        "clip_cnn_test": ClipConfig(
+            backbone=TimmConfig(name="resnet18", arguments=cnn),
+            text=replace(text, projection="bias"),
+            tokenizer=small,
+            **common,
+        ),
+        "siglip_test": ClipConfig(
+            backbone=replace(vit, has_class_token=False, stem_norm=False, activation="gelu_tanh"),
+            pool="attention",
+            pool_heads=4,
+            pool_mlp_ratio=2.0,
+            text=replace(text, causal=False, pool="last"),
+            tokenizer=replace(small, pads_all=True, pad=1),
+            loss="sigmoid",
+            logit_scale=10.0,
+            max_scale=0.0,
+            **common,
+        ),
+    }
+
+
+register({**_published(), **_small(), **_tests()})

@@ -1,0 +1,157 @@
+"""Runs a study: every arm with every seed, under equal budgets, from the cache where it was done before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from saccade.errors import DataError, RunError
+from saccade.studies.base import Budget, Outcome, Report, Results, Study
+from saccade.studies.cache import Cache
+from saccade.studies.intervals import Finding
+from saccade.studies.trial import Allowance, Trial, held_out
+
+FEWEST_PICTURES = {"train": 8, "held out": 4}
+"""A study on fewer would measure chance."""
+
+UNEVEN = 1.35
+"""Where one arm was given so many times the seconds of another, nothing is decided."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a study stands.
+
+    Attributes:
+        share: of its trials that is done, 0 to 1.
+        words: what it does now.
+        seconds_left: estimate; None before the first trial is done.
+    """
+
+    share: float
+    words: str
+    seconds_left: float | None
+
+
+Watch = Callable[[Progress], None]
+
+
+def run_study(study: Study, budget: Budget, folder: Path, watch: Watch | None = None) -> Report:
+    """Run a study to its end and judge it.
+
+    Args:
+        study: what to run.
+        budget: at which scale.
+        folder: of all studies; finished trials are kept below it.
+        watch: told where it stands.
+
+    Raises:
+        DataError: where the data has too few pictures.
+        RunError: where a trial did not spend what it should, or the folder cannot be written.
+    """
+    source = study.data(budget.scale) if study.data else None
+    if source is not None:
+        for told, split in (("train", "train"), ("held out", held_out(source))):
+            check_size(len(source.split(split)), told, source.name)
+    cache = Cache(folder, study, budget, source.fingerprint() if source else {})
+    unit, amount = (study.spend.unit, study.spend.amount(budget.scale)) if study.spend else (None, 0.0)
+    allowance = Allowance(unit=unit, amount=amount)
+    plan = [(name, seed) for seed in range(study.num_seeds(budget)) for name in study.arms]
+    tell = _Teller(watch, len(plan))
+    outcomes = []
+    for place, (name, seed) in enumerate(plan):
+        arm = study.arms[name]
+        outcome = cache.read(name, arm, seed)
+        if outcome is None:
+            progress = tell.within(place, f"{study.name}: {name}, seed {seed}")
+            trial = Trial(name, arm, seed, scale=budget.scale, allowance=allowance, source=source, progress=progress)
+            progress(0.0)
+            start = time.perf_counter()
+            measured = study.measure(trial)
+            check_spent(trial)
+            outcome = Outcome(
+                arm=name, seed=seed, measured=measured, spent=trial.spent, seconds=time.perf_counter() - start
+            )
+            cache.write(outcome, arm)
+        else:
+            tell.cached += 1
+        outcomes.append(outcome)
+    results = Results(tuple(outcomes))
+    findings = [*study.judge(results), *unevenness(results, allowance)]
+    advice = tuple(study.advice(results)) if study.advice else ()
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    told = ""
+    if source is not None:
+        counts = ", ".join(f"{len(dataset)} pictures for {split}" for split, dataset in source.splits.items())
+        told = f"{source.name}, {counts}"
+    return Report(
+        study=study, budget=budget, results=results, findings=findings, seconds=seconds, data=told, advice=advice
+    )
+
+
+def check_size(count: int, told: str, where: str) -> None:
+    """Refuse data that is too small for its splits.
+
+    Raises:
+        DataError: with the number that is needed.
+    """
+    least = FEWEST_PICTURES[told]
+    if count < least:
+        words = "to train on" if told == "train" else "held out to measure on"
+        raise DataError(f"only {count} pictures {words}", where=where, expected=f"at least {least}")
+
+
+def check_spent(trial: Trial) -> None:
+    """Refuse a trial that did not train with what every other one gets.
+
+    Raises:
+        RunError: with both amounts; a budget in seconds is bounded by the training itself and told on the page.
+    """
+    unit, amount = trial.allowance.unit, trial.allowance.amount
+    if unit is None:
+        return
+    if not trial.spent:
+        raise RunError("the trial trained nothing, so it has no equal budget", where=trial.name)
+    spent = trial.spent[unit]
+    # At least one step is always taken, and no step is divided.
+    tolerance = max(0.05 * amount, spent / trial.spent["steps"])
+    if unit != "seconds" and not trial.spent["broken"] and abs(spent - amount) > tolerance:
+        raise RunError(f"the trial spent {spent:,.0f} {unit}, every other one {amount:,.0f}", where=trial.name)
+
+
+def unevenness(results: Results, allowance: Allowance) -> list[Finding]:
+    """A finding that decides nothing, where trainings did not last as long as each other."""
+    if allowance.unit != "seconds":
+        return []
+    means = {arm: _mean([o.spent.get("seconds", 0.0) for o in results.of(arm)]) for arm in results.arms()}
+    low, high = min(means.values()), max(means.values())
+    if low > 0 and high / low <= UNEVEN:
+        return []
+    told = ", ".join(f"{arm} {seconds:.1f} s" for arm, seconds in means.items())
+    return [Finding("all arms were trained equally long", "undecided", told)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+class _Teller:
+    """Says how much is done and how much time is left."""
+
+    def __init__(self, watch: Watch | None, count: int) -> None:
+        self.watch, self.count, self.cached = watch, count, 0
+        self.began = time.monotonic()
+
+    def within(self, place: int, words: str) -> Callable[[float], None]:
+        """What a trial calls with the share of its training that is done."""
+
+        def tell(share: float) -> None:
+            if self.watch is None:
+                return
+            fresh, elapsed = place - self.cached + share, time.monotonic() - self.began
+            left = elapsed * (self.count - place - share) / fresh if fresh > 0.05 else None
+            self.watch(Progress((place + share) / self.count, words, left))
+
+        return tell

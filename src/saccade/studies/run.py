@@ -1,0 +1,168 @@
+"""``study``: one study, all of them, or the ladder of one's own data; the page and the figures land in a folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from saccade.atomic import check_folder, write_json
+from saccade.console import clock, new_console, table
+from saccade.errors import ConfigError
+from saccade.studies.base import FULL, QUICK, Budget, Report, Study
+from saccade.studies.catalogue import ALL, LADDER, find, names
+from saccade.studies.harness import Progress as Standing
+from saccade.studies.harness import run_study
+from saccade.studies.intervals import interval
+from saccade.studies.ladder import ladder
+from saccade.studies.page import MARKS, command, figures_table, write_studies
+
+OUT = Path("runs/studies")
+"""Where studies land."""
+
+
+def study(
+    name: str,
+    data: Any = None,
+    *,
+    quick: bool = False,
+    out: str | Path = OUT,
+    budget: Budget | None = None,
+    quiet: bool = True,
+) -> list[Report]:
+    """Measure a claim of the field: under equal budgets, with several seeds, judged by intervals.
+
+    Finished trials are kept below ``out``, so that an interrupted study goes on where it stopped.
+
+    Args:
+        name: of a study, ``all``, or ``ladder``.
+        data: anything ``open_data`` knows, for ``ladder`` only.
+        quick: within 90 seconds per study instead of 20 minutes.
+        out: folder for the page, the figures and the trials.
+        budget: another budget than these two.
+        quiet: no live progress.
+
+    Raises:
+        UnknownNameError: with the nearest name.
+        DataError: where the data is too small, or for a task that no ladder serves.
+
+    Example:
+        >>> report = saccade.study("skips", quick=True)[0]
+        >>> report.status, [finding.told for finding in report.findings]
+    """
+    folder = Path(out)
+    chosen = choose(name, data)
+    check_folder(folder)
+    scale = budget or (QUICK if quick else FULL)
+    console = new_console()
+    reports = run_all(chosen, scale, folder, console, quiet=quiet)
+    page = write_results(folder, "studies" if name == ALL else chosen[0].name, reports)
+    if not quiet:
+        console.print(f"\nwritten: {page}")
+    return reports
+
+
+def choose(name: str, data: Any = None) -> list[Study]:
+    """The studies behind a name.
+
+    Raises:
+        ConfigError: where the ladder has no data, or another study is given some.
+    """
+    if name == LADDER:
+        if data is None:
+            raise ConfigError("the ladder needs DATA", remedy="for example: saccade study ladder data/pets")
+        return [ladder(data, command=f"ladder {data}" if isinstance(data, str | Path) else "")]
+    chosen = [find(one) for one in (names() if name == ALL else [name])]
+    if data is not None:
+        raise ConfigError("this study has its own data", where=name, remedy="saccade study ladder DATA takes yours")
+    return chosen
+
+
+def run_all(
+    studies: Sequence[Study], budget: Budget, folder: Path, console: Console, *, quiet: bool = False
+) -> list[Report]:
+    """Run studies one after the other, with live progress and the time that is left."""
+    columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %  {task.description}"))
+    reports: list[Report] = []
+    began = time.monotonic()
+    is_hidden = quiet or not console.is_terminal
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=is_hidden) as bar:
+        work = bar.add_task("starting", total=len(studies))
+        for place, one in enumerate(studies):
+
+            def watch(standing: Standing, place: int = place) -> None:
+                left = standing.seconds_left
+                rest = len(studies) - place - 1
+                if left is not None and rest:
+                    # Studies are made to last about equally long.
+                    left += rest * (time.monotonic() - began + left) / (place + 1)
+                words = f"{standing.words}  {clock(left)} left"
+                bar.update(work, completed=place + standing.share, description=words)
+
+            report = run_study(one, budget, folder, watch)
+            reports.append(report)
+            if not quiet:
+                print_report(report, bar.console)
+    return reports
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Verdict, findings and figures on a terminal."""
+    console.print(f"\n[bold]{report.study.name}[/bold]: {MARKS[report.status]} [bold]{report.status}[/bold]")
+    console.print(f"  “{report.study.claim}”")
+    for finding in report.findings:
+        console.print(f"  {MARKS[finding.status]} {finding.what}: {finding.status} - {finding.told}")
+    console.print(table(*figures_table(report)))
+    for line in report.advice:
+        console.print(line)
+
+
+def print_list(console: Console) -> None:
+    """The studies with their claims."""
+    rows = [(name, find(name).claim) for name in names()]
+    rows.append((LADDER, "every method that fits your own data, in equal time: saccade study ladder DATA"))
+    width = max(len(name) for name, _ in rows)
+    for name, claim in rows:
+        console.print(f"{name:<{width}}  {claim}")
+    console.print("\nRun one with: saccade study NAME   all of them with: saccade study all   fast: --quick")
+
+
+def write_results(folder: Path, name: str, reports: Sequence[Report]) -> Path:
+    """Write ``NAME.html`` and ``NAME.json``; returns the page.
+
+    Raises:
+        RunError: where they cannot be written.
+    """
+    write_json(folder / f"{name}.json", [_record(report) for report in reports])
+    return write_studies(folder / f"{name}.html", reports)
+
+
+def _record(report: Report) -> dict[str, Any]:
+    arms = {}
+    for arm in report.results.arms():
+        keys = dict.fromkeys(key for outcome in report.results.of(arm) for key in outcome.measured.figures)
+        found = {key: interval(report.results.values(arm, key)) for key in keys}
+        arms[arm] = {
+            key: {"mean": _known(one.mean), "low": _known(one.low), "high": _known(one.high), "count": one.count}
+            for key, one in found.items()
+        }
+    return {
+        "study": report.study.name,
+        "claim": report.study.claim,
+        "verdict": report.status,
+        "findings": [{"what": f.what, "verdict": f.status, "told": f.told} for f in report.findings],
+        "budget": report.budget.scale,
+        "data": report.data,
+        "arms": arms,
+        "advice": list(report.advice),
+        "seconds": report.seconds,
+        "command": command(report),
+    }
+
+
+def _known(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None

@@ -1,0 +1,152 @@
+"""Whatever state a model is in - precision, compilation, wrappers, frozen weights - maps are right and it stays so."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from saccade.explanation.adapt import adapt
+from saccade.explanation.explain import explain
+from saccade.explanation.faithfulness import rank_similarity
+from saccade.ops.image import Preprocess
+
+SMALL = Preprocess(size=(32, 32), policy="stretch")
+METHODS = ("gradient", "integrated_gradients", "gradcam", "hirescam", "layercam", "occlusion")
+"""One of each kind: at the pixels, averaged, at a layer, by hiding."""
+
+
+class Inplace(nn.Module):
+    """In-place activations straight after the recorded layers, a residual, dropout and a norm with statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.SiLU(inplace=True))
+        self.block = nn.Conv2d(8, 8, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+        self.drop = nn.Dropout(0.5, inplace=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        maps = self.stem(pixels)
+        maps = self.act(self.block(maps) + maps)
+        return self.head(self.drop(maps.mean(dim=(2, 3))))
+
+
+@dataclass
+class Condition:
+    """One state that a model may be found in, and how far its maps may then differ."""
+
+    change: Callable[[nn.Module], nn.Module] = lambda model: model
+    within: Callable[[], AbstractContextManager[object]] = nullcontext
+    similarity: float = 0.9999
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """A group of one process."""
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+CONDITIONS = {
+    "training mode": Condition(lambda model: model.train()),
+    "frozen": Condition(lambda model: model.requires_grad_(False)),
+    "bfloat16": Condition(lambda model: model.to(torch.bfloat16), similarity=0.9),
+    "double": Condition(lambda model: model.double()),
+    "autocast": Condition(within=lambda: torch.autocast("cpu", dtype=torch.bfloat16), similarity=0.9),
+    "no_grad": Condition(within=torch.no_grad),
+    "inference_mode": Condition(within=torch.inference_mode),
+    "compiled": Condition(lambda model: torch.compile(model, backend="eager")),
+    "compiled inside": Condition(lambda model: _with(model, "block", torch.compile(model.block, backend="eager"))),
+    "channels last": Condition(lambda model: model.to(memory_format=torch.channels_last)),
+    "data parallel": Condition(nn.DataParallel),
+    "distributed": Condition(lambda model: nn.parallel.DistributedDataParallel(model)),
+}
+
+
+def _with(model: nn.Module, name: str, part: nn.Module) -> nn.Module:
+    setattr(model, name, part)
+    return model
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    net = Inplace()
+    with torch.no_grad():
+        for _ in range(3):
+            net.train()(torch.randn(8, 3, 32, 32))
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def picture() -> Tensor:
+    return torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def expected(network: nn.Module, picture: Tensor) -> dict[str, Tensor]:
+    """The maps of the same network without any in-place operation, found one sweep at a time."""
+    plain = copy.deepcopy(network)
+    for module in plain.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    adapted = adapt(plain, SMALL, layer="block")
+    return {name: explain(adapted, picture, of=1, method=name, verdict=False).map for name in METHODS}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_maps_are_right_and_the_model_stays_as_it_was(
+    name: str, network: nn.Module, picture: Tensor, expected: dict[str, Tensor], tmp_path: Path
+) -> None:
+    condition = CONDITIONS[name]
+    with _alone(tmp_path) if name == "distributed" else nullcontext():
+        model = condition.change(copy.deepcopy(network))
+        before = _state(model)
+        random = torch.get_rng_state()
+        with condition.within():
+            adapted = adapt(model, SMALL, layer="block")
+            for method in METHODS:
+                found = explain(adapted, picture, of=1, method=method, verdict=False).map
+                assert found.isfinite().all(), method
+                similarity = rank_similarity(found.abs(), expected[method].abs())
+                assert similarity > condition.similarity, (method, similarity)
+                if condition.similarity > 0.99:
+                    torch.testing.assert_close(found, expected[method], rtol=1e-3, atol=1e-6)
+        assert torch.equal(torch.get_rng_state(), random)
+        after = _state(model)
+        assert after.keys() == before.keys()
+        for key, value in before.items():
+            assert torch.equal(after[key], value) if isinstance(value, Tensor) else after[key] == value, key
+
+
+@pytest.mark.parametrize("name", ["training mode", "bfloat16", "compiled", "frozen"])
+def test_verdicts_are_given_in_every_condition(name: str, network: nn.Module, picture: Tensor) -> None:
+    model = CONDITIONS[name].change(copy.deepcopy(network))
+    before = _state(model)
+    heat = explain(adapt(model, SMALL), picture, of=1, method="hirescam")
+    assert heat.verdict is not None
+    assert heat.verdict.figures["response_ratio"] > 0
+    after = _state(model)
+    assert all(torch.equal(after[k], v) if isinstance(v, Tensor) else after[k] == v for k, v in before.items())
+
+
+def _state(model: nn.Module) -> dict[str, object]:
+    """Everything that explaining must not change."""
+    state: dict[str, object] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        state[f"{name} needs"] = parameter.requires_grad
+        state[f"{name} gradient"] = parameter.grad is None
+    for name, module in model.named_modules():
+        state[f"{name} mode"] = module.training
+        state[f"{name} hooks"] = (len(module._forward_hooks), len(module._forward_pre_hooks), id(module))
+    return state
