@@ -35,6 +35,8 @@ COMPONENTS = 8
 """Principal components that name a class with either end."""
 SHARPNESS = 5.0
 """Logit of a query one standard deviation out."""
+QUERY_SPREAD = 2.0
+"""Standard deviation of what tells queries apart."""
 FOUND = 0.15
 """Share of the queries that find something."""
 
@@ -114,6 +116,11 @@ def make_decisive(peer: Any, count: int = 12) -> None:
     for name, norm in norms.items():
         if name.endswith(".bn3"):
             norm.weight.fill_(QUIET)
+    # Random attention makes all tokens alike, and then all queries see the same and answer alike.
+    peer.model.query_position_embeddings.weight.normal_(0, QUERY_SPREAD)
+    for name, part in peer.named_modules():
+        if name.endswith(("self_attn.out_proj", "self_attn.o_proj")):
+            part.weight.mul_(QUIET)
     peer(pixel_values=normalised(drawn[:4]))
     for handle in handles:
         handle.remove()

@@ -26,7 +26,9 @@ BENCHMARKS = {
     "detection": "Faster and Mask R-CNN against torchvision: forward, predict, training step and its memory",
     "ladder_detection": "What a picture costs on every rung of the ladder of detectors",
     "detr": "DETR-R50 against transformers: forward pass, training step, matching",
+    "postprocess": "From raw outputs to detections, against a pipeline of torchvision's functions",
     "coco_evaluation": "COCO evaluation against pycocotools and torchmetrics; memory with many masks",
+    "zero_shot": "CLIP ViT-B/32 against open_clip, classes by templates, search among 100,000 pictures",
     "evaluate": "saccade.evaluate on 10,000 small pictures against the loop of a plain script",
 }
 """Scripts of this folder, with what they measure."""

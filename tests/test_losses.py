@@ -9,6 +9,7 @@ import torch
 from saccade.errors import InputError
 from saccade.losses import (
     boundary_cross_entropy,
+    clip_loss,
     cross_entropy,
     dice,
     focal,
@@ -17,6 +18,7 @@ from saccade.losses import (
     near_boundary,
     pixel_cross_entropy,
     router_z,
+    siglip_loss,
 )
 from saccade.types import IGNORE
 
@@ -352,3 +354,41 @@ def test_the_boundary_loss_is_the_cross_entropy_of_the_pixels_near_one() -> None
     logits[..., :2], logits[..., 6:] = 50, -50
     torch.testing.assert_close(boundary_cross_entropy(logits, labels, width=2), near)
     assert float(boundary_cross_entropy(logits, torch.zeros_like(labels))) == 0
+
+
+def test_clip_loss_by_hand() -> None:
+    """Two pictures whose texts are at right angles: each picks its own with probability 1 / (1 + exp(-scale))."""
+    vectors = torch.eye(2)
+    expected = math.log(1 + math.exp(-3.0))
+    assert float(clip_loss(vectors, vectors, torch.tensor(3.0))) == pytest.approx(expected)
+    wrong = clip_loss(vectors, vectors.flip(0), torch.tensor(3.0))
+    assert float(wrong) == pytest.approx(3 + expected)
+    assert float(clip_loss(torch.ones(4, 2), torch.ones(4, 2), torch.tensor(3.0))) == pytest.approx(math.log(4))
+
+
+def test_clip_loss_asks_both_ways() -> None:
+    """All pictures lie at text 0, so every picture picks it; no text can choose among the pictures."""
+    image, text = torch.tensor([[1.0, 0], [1, 0]]), torch.eye(2)
+    by_picture = (2 * math.log(1 + math.exp(-5.0)) + 5) / 2
+    assert float(clip_loss(image, text, torch.tensor(5.0))) == pytest.approx((by_picture + math.log(2)) / 2)
+
+
+def test_equal_texts_share_in_the_clip_loss() -> None:
+    vectors = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
+    same = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
+    # Two pictures of three see two equal columns: log(2 + exp(-s)); the third log(1 + 2 exp(-s)).
+    scale = 4.0
+    expected = (2 * math.log(2 + math.exp(-scale)) + math.log(1 + 2 * math.exp(-scale))) / 3
+    assert float(clip_loss(vectors, vectors, torch.tensor(scale), same)) == pytest.approx(expected)
+    plain = clip_loss(vectors, vectors, torch.tensor(scale))
+    assert float(clip_loss(vectors, vectors, torch.tensor(scale), torch.eye(3).bool())) == pytest.approx(float(plain))
+
+
+def test_siglip_loss_by_hand() -> None:
+    vectors, scale, bias = torch.eye(2), torch.tensor(3.0), torch.tensor(-1.0)
+    # Per picture one right pair with logit 2 and one wrong pair with logit -1.
+    expected = math.log(1 + math.exp(-2.0)) + math.log(1 + math.exp(-1.0))
+    assert float(siglip_loss(vectors, vectors, scale, bias)) == pytest.approx(expected)
+    everything = torch.ones(2, 2, dtype=torch.bool)
+    expected = math.log(1 + math.exp(-2.0)) + math.log(1 + math.exp(1.0))
+    assert float(siglip_loss(vectors, vectors, scale, bias, everything)) == pytest.approx(expected)

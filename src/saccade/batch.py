@@ -238,6 +238,9 @@ def explain_files(
             heat.save(f"{place}.png")
             heat.save_array(f"{place}.npz")
             write_json(f"{place}.json", {"image": str(path), **heat.about()})
+            if heat.fired is not None:
+                drawn = heat.fired.drawn(heat.image)
+                _write_picture(drawn, out / f"{_file_name(f'{stem}-{heat.of}')}-fired.png")
             yield f"{path}: {describe(heat)}"
             yield from (f"{path}: {note}" for note in heat.notes)
         if len(names) > 1:
@@ -264,7 +267,8 @@ def _explained(subject: Subject, path: Path, questions: Sequence[str | None], op
 
 def describe(heat: Heatmap) -> str:
     """A heat map in one line: what, by which method, how far to trust it and the first reason."""
-    line = f"{heat.label} by {heat.name}"
+    fired = "" if heat.fired is None else f" from {heat.fired.words},"
+    line = f"{heat.label}{fired} by {heat.name}"
     if heat.verdict is None:
         return line
     reason = f" - {heat.verdict.reasons[0]}" if heat.verdict.reasons else ""

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from saccade.engine import fast
-from saccade.engine.fast import ROUNDED_AT_ONCE, Candidate, candidates
+from saccade.engine.fast import ROUNDED_AT_ONCE, Candidate, GatheredRegions, candidates, gather_regions
 from saccade.engine.predict import run
 from saccade.engine.quantize import QuantizedConv2d, has_eight_bit_kernel
 from saccade.models.build import create
-from saccade.types import Segmentation
+from saccade.nn.roi import RoIExtractor
+from saccade.types import Detections, Segmentation
 
 needs_kernel = pytest.mark.skipif(not has_eight_bit_kernel(), reason="this processor has no 8-bit multiplication")
 CPU = torch.device("cpu")
@@ -78,3 +79,56 @@ def test_8_bit_convolutions_answer_as_the_model() -> None:
         assert (one.labels == other.labels).float().mean() > 0.98
         assert (one.confidence.float() - other.confidence.float()).abs().mean() < 0.01
         assert (alone.confidence.float() - other.confidence.float()).abs().mean() < 0.005
+
+
+@pytest.mark.parametrize("is_aligned", [True, False])
+@pytest.mark.parametrize("strides", [(4, 8, 16), (8,)])
+def test_gathered_regions_are_those_of_torchvision(is_aligned: bool, strides: tuple[int, ...]) -> None:
+    """Two pictures, maps that differ, boxes inside, across the border, beyond it and without area."""
+    torch.manual_seed(0)
+    extract = RoIExtractor(3, strides, is_aligned=is_aligned, canonical=64)
+    maps = [torch.randn(2, 5, 96 // stride, 128 // stride) for stride in strides]
+    corners = torch.rand(60, 2) * 150 - 20
+    boxes = torch.cat([corners, corners + torch.rand(60, 2) * 100], dim=1)
+    edges = [[-90.0, -90.0, -40.0, -40.0], [200.0, 10.0, 260.0, 40.0], [9.0, 9.0, 9.0, 9.0], [-8.0, -8.0, 128.0, 96.0]]
+    boxes = torch.cat([boxes, torch.tensor(edges)])
+    image = torch.arange(len(boxes)) % 2
+    gathered = GatheredRegions(extract)
+    expected = extract(maps, boxes, image)
+    torch.testing.assert_close(gathered(maps, boxes, image), expected, atol=1e-4, rtol=0)
+    assert gathered(maps, boxes[:0], image[:0]).shape == (0, 5, 3, 3)
+    half = [level.bfloat16() for level in maps]
+    close = gathered(half, boxes, image)
+    assert close.dtype is torch.bfloat16
+    assert (close.float() - expected).abs().max() < 0.05
+
+
+def test_only_regions_with_a_fixed_number_of_samples_are_gathered() -> None:
+    layers = nn.ModuleList([RoIExtractor(3, [4]), RoIExtractor(3, [4], "pool"), RoIExtractor(3, [1], sampling=0)])
+    assert gather_regions(layers) == 1
+    assert [type(layer) for layer in layers] == [GatheredRegions, RoIExtractor, RoIExtractor]
+
+
+def test_a_detector_with_gathered_regions_finds_the_same() -> None:
+    torch.manual_seed(0)
+    model = create("mask_rcnn_test").eval()
+    copied = copy.deepcopy(model)
+    assert gather_regions(copied) == 2
+    pictures = [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
+    exact, close = (run(Candidate("one", one), model, pictures) for one in (model, copied))
+    for one, other in zip(exact, close, strict=True):
+        assert isinstance(one, Detections)
+        assert isinstance(other, Detections)
+        assert len(one) > 10
+        assert torch.equal(one.source, other.source)
+        torch.testing.assert_close(one.boxes, other.boxes, atol=1e-3, rtol=0)
+        torch.testing.assert_close(one.scores, other.scores, atol=1e-4, rtol=0)
+
+
+@needs_kernel
+def test_the_convolutions_before_a_head_that_is_none_are_rounded() -> None:
+    """The last layer of Mask R-CNN is no convolution, so none is spared for being as wide as the last one."""
+    model = create("mask_rcnn_small").eval()
+    (candidate,) = offered(model)
+    assert isinstance(candidate.model.heads[1].convs[2].conv, QuantizedConv2d)
+    assert isinstance(candidate.model.rpn.objectness, nn.Conv2d), "three answers per cell"

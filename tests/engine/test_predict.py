@@ -20,6 +20,7 @@ from saccade.engine.fast import (
 from saccade.engine.predict import NUM_CHECKED, PredictConfig, Predictor
 from saccade.errors import ConfigError, ImageError
 from saccade.models.build import create
+from saccade.types import Detections
 
 
 @pytest.fixture
@@ -141,3 +142,53 @@ def test_the_model_is_left_as_it_was(pictures: list[torch.Tensor]) -> None:
 def test_candidates_of_a_transformer_on_a_processor() -> None:
     names = [candidate.name for candidate in candidates(vit(), torch.device("cpu"))]
     assert "batch norms" not in " ".join(names)
+
+
+def test_a_copy_that_rounds_more_has_to_be_clearly_faster(monkeypatch, pictures: list[torch.Tensor]) -> None:
+    model = vit()
+    seconds = {"first": 0.5, "barely faster": 0.48, "faster": 0.3}
+    copies = [Candidate(name, copy.deepcopy(model)) for name in seconds]
+    monkeypatch.setattr(predict_module, "candidates", lambda model, device: iter(copies))
+    monkeypatch.setattr(predict_module, "_seconds", lambda candidate, *rest: seconds.get(candidate.name, 1.0))
+    predictor = Predictor(model)
+    predictor(pictures)
+    assert predictor.plan is not None
+    assert predictor.plan.name == "faster"
+    assert predictor.plan.rejected == ("barely faster: only 2.08 times as fast",)
+
+
+def test_the_rest_of_the_first_list_is_left_to_the_copy(monkeypatch, pictures: list[torch.Tensor]) -> None:
+    model = vit()
+    marked = copy.deepcopy(model)
+    with torch.no_grad():
+        marked.head.bias.add_(1e-3 * torch.arange(len(marked.head.bias)))
+    monkeypatch.setattr(predict_module, "candidates", lambda model, device: iter([Candidate("marked", marked)]))
+    monkeypatch.setattr(predict_module, "_seconds", lambda candidate, *rest: 0.1 if candidate.name == "marked" else 1.0)
+    found = Predictor(model)(pictures)
+    exact = Predictor(model, PredictConfig(speed="exact"))(pictures)
+    gaps = [float((one.scores - other.scores).abs().max()) for one, other in zip(found, exact, strict=True)]
+    assert max(gaps[:NUM_CHECKED]) < 1e-6
+    assert min(gaps[NUM_CHECKED:]) > 1e-5
+
+
+@pytest.mark.parametrize(("clear", "is_taken"), [(100, True), (30, False)])
+def test_each_task_says_how_much_agreement_is_enough(monkeypatch, clear: int, is_taken: bool) -> None:
+    """Two clear objects of a hundred may be lost, two of thirty may not."""
+    model = create("faster_rcnn_test").eval()
+    places = torch.arange(clear) * 3.0
+    boxes = torch.stack([places, places, places + 2, places + 2], dim=1)
+    scores, labels = torch.full((clear,), 0.9), torch.zeros(clear, dtype=torch.int64)
+
+    def found(count: int) -> Detections:
+        return Detections(boxes[:count], scores[:count], labels[:count], torch.arange(count), model.classes)
+
+    def answer(candidate: Candidate, *rest: object) -> list[Detections]:
+        return [found(clear - 2 if candidate.name == "other" else clear)] * 4
+
+    monkeypatch.setattr(predict_module, "candidates", lambda model, device: iter([Candidate("other", model)]))
+    monkeypatch.setattr(predict_module, "_seconds", lambda candidate, *rest: 0.1 if candidate.name == "other" else 1.0)
+    monkeypatch.setattr(predict_module, "run", answer)
+    predictor = Predictor(model)
+    predictor([torch.zeros(3, 16, 16, dtype=torch.uint8)] * 4)
+    assert predictor.plan is not None
+    assert (predictor.plan.name == "other") is is_taken

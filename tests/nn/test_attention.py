@@ -55,6 +55,24 @@ def test_attention_equals_torch_multihead_attention() -> None:
     torch.testing.assert_close(ours(tokens), theirs(tokens, tokens, tokens)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_causal_attention_never_looks_ahead(is_watched: bool) -> None:
+    torch.manual_seed(0)
+    attention = Attention(16, 4, is_causal=True)
+    seen: list[Tensor] = []
+    if is_watched:
+        attention.probabilities.register_forward_hook(lambda _m, _given, result: seen.append(result))
+    tokens = torch.randn(2, 6, 16)
+    changed = tokens.clone()
+    changed[:, 4:] += 1
+    one, other = attention(tokens), attention(changed)
+    torch.testing.assert_close(one[:, :4], other[:, :4])
+    assert not torch.allclose(one[:, 4], other[:, 4])
+    torch.testing.assert_close(one[:, :1], attention.values(tokens[:, :1]))  # the first sees itself alone
+    assert all(not probabilities.triu(1).any() for probabilities in seen)
+    assert len(seen) == 2 * is_watched
+
+
 def test_attention_dropout_acts_in_training_only() -> None:
     torch.manual_seed(0)
     attention = Attention(8, 2, attention_dropout=0.5)

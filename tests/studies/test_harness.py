@@ -178,7 +178,7 @@ def cheats(trial: Trial) -> Measured:
     [
         (trains_nothing, "trained nothing"),
         (trains_twice, "has spent its budget"),
-        (cheats, "spent 640 images, every other one 64"),
+        (cheats, "spent 624 images, every other one 64"),
     ],
 )
 def test_unequal_budgets_are_refused(make_study: StudyMaker, tmp_path: Path, measure: object, told: str) -> None:

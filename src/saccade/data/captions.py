@@ -17,9 +17,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from saccade.data.dataset import ArrayBatch, Dataset, check_labels
+from saccade.data.dataset import ArrayBatch, Captioned, Dataset, check_labels
 from saccade.data.decode import read_image
 from saccade.data.shards import ShardMember
+from saccade.data.transforms import NUM_DRAWS, Key
 from saccade.types import Caption, Classes, Sample, TaskName
 
 WHOLE = 0.5
@@ -159,6 +160,18 @@ class CaptionsInMemory(LabelledCaptions):
         items = [self.items[index] for index in indices.tolist()]
         labels = torch.tensor([item.label for item in items], dtype=torch.int64)
         return ArrayBatch(torch.stack([item.read() for item in items]), labels, tuple(item.texts for item in items))
+
+
+def chosen_captions(dataset: Captioned, indices: Sequence[int], key: Key) -> tuple[Caption, ...]:
+    """One text for each picture of a training batch, by a draw that no augmentation uses.
+
+    Args:
+        dataset: whose texts.
+        indices: the pictures.
+        key: what the draws depend on.
+    """
+    draws = key.uniform(NUM_DRAWS + 1)[:, NUM_DRAWS].tolist()
+    return tuple(Caption((dataset.chosen(index, draw),)) for index, draw in zip(indices, draws, strict=True))
 
 
 def training_texts(dataset: Dataset) -> Iterator[str]:

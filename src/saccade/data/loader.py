@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from saccade.config import Config
+from saccade.data.captions import chosen_captions
 from saccade.data.dataset import Captioned, Dataset, InMemory
 from saccade.data.joint import check_joint, vary_pair
 from saccade.data.joint_boxes import vary_objects
 from saccade.data.mosaic import Mosaic, compose
-from saccade.data.transforms import NUM_DRAWS, Augment, Key, Mix
+from saccade.data.transforms import Augment, Key, Mix
 from saccade.errors import ConfigError, DataError, ImageError, SaccadeError
 from saccade.ops.image import Preprocess
 from saccade.types import BoxTarget, Caption, ClassTarget, Geometry, ImageBatch, MapTarget, Sample, Target
@@ -165,7 +166,7 @@ class _Fetcher:
         sources = tuple(dataset.source(index) for index in request.indices)
         targets: tuple[Target, ...] = tuple(map(Caption, texts)) if texts else as_targets(labels)
         if self.captioned is not None:
-            targets = self._chosen(request.indices, Key(self.seed, request.epoch, request.indices))
+            targets = chosen_captions(self.captioned, request.indices, Key(self.seed, request.epoch, request.indices))
         sizes, geometries = (_size(content),) * count, (geometry,) * count
         canvas = self.preprocess.pad(content, self.preprocess.canvas(sizes))
         return _Fetched(canvas, sizes, geometries, targets, sources, request.indices, ())
@@ -183,7 +184,7 @@ class _Fetcher:
             content, geometry, target = self._composed([sample, *others], key) if others else self._varied(sample, key)
             contents.append(content)
             geometries.append(geometry)
-            targets.append(target if self.captioned is None else self._chosen([index], key)[0])
+            targets.append(target if self.captioned is None else chosen_captions(self.captioned, [index], key)[0])
             sources.append(sample.source)
             indices.append(index)
         sizes = tuple(_size(content) for content in contents)
@@ -222,12 +223,6 @@ class _Fetcher:
             content = self.augment(sample.image[None], self.preprocess, key)
             geometry = Geometry(_size(content))
         return content, geometry, target
-
-    def _chosen(self, indices: Sequence[int], key: Key) -> tuple[Caption, ...]:
-        """One text for each picture, by a draw that no augmentation uses."""
-        assert self.captioned is not None
-        draws = key.uniform(NUM_DRAWS + 1)[:, NUM_DRAWS].tolist()
-        return tuple(Caption((self.captioned.chosen(i, d),)) for i, d in zip(indices, draws, strict=True))
 
     def _sample(self, wanted: int, problems: list[str]) -> tuple[int, Any] | None:
         """The sample at ``wanted``; in training its next readable neighbour, so that batches keep their size."""

@@ -9,12 +9,13 @@ H, W canvas
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from saccade.data.decode import ImageSource, read_image
 from saccade.errors import ConfigError, ExplainError
@@ -24,6 +25,9 @@ from saccade.explanation.scores import logits_of
 from saccade.explanation.survey import Survey
 from saccade.ops.image import Preprocess
 from saccade.types import Classes, ExplainSpec, ImageBatch, LinearHead
+
+FINGERPRINT_NUMBERS = 256
+"""Of each tensor, about."""
 
 
 class AdaptedModel(nn.Module):
@@ -108,6 +112,18 @@ def model_device(model: nn.Module) -> tuple[torch.device, torch.dtype]:
         if parameter.is_floating_point():
             return parameter.device, parameter.dtype
     return torch.device("cpu"), torch.float32
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Eight hexadecimal digits that tell one set of weights from another, from some numbers of every tensor."""
+    digest = 0
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            continue
+        flat = tensor.detach().flatten()
+        some = flat[:: max(len(flat) // FINGERPRINT_NUMBERS, 1)].double().cpu()
+        digest = zlib.crc32(f"{name} {tuple(tensor.shape)}".encode() + some.numpy().tobytes(), digest)
+    return f"{digest:08x}"
 
 
 def _studied(preprocess: Preprocess, example: ImageSource | None) -> ImageBatch:

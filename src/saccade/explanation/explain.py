@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from saccade.data.decode import read_image
 from saccade.errors import ConfigError, ExplainError, InputError
-from saccade.explanation.adapt import AdaptedModel, adapt, model_device
+from saccade.explanation.adapt import AdaptedModel, adapt, fingerprint, model_device
 from saccade.explanation.asking import ask, on_canvas
 from saccade.explanation.attribution import Attribution, Explainer, ScoreFn
 from saccade.explanation.boxes import Watched, fired_layers
@@ -27,7 +27,7 @@ from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import default_method
 from saccade.explanation.methods import method as named_method
 from saccade.explanation.prompts import beside, contrasts_of, noted
-from saccade.explanation.questions import Asked, Question
+from saccade.explanation.questions import Asked, Question, described
 from saccade.explanation.record import undisturbed, unwrap
 from saccade.explanation.sharing import attribute, judged
 from saccade.explanation.verdict import Judge, Verdict
@@ -84,6 +84,11 @@ class Subject:
         return spec
 
     @cached_property
+    def weights(self) -> str:
+        """Tells one set of weights from another."""
+        return fingerprint(self.model)
+
+    @cached_property
     def judge(self) -> Judge:
         """Judges the maps of this model."""
         return Judge(self.model, self.spec)
@@ -102,6 +107,7 @@ class _Subject:
     has_boxes: bool
     finds_layer: bool
     name: str
+    weights: str
 
 
 def explain(
@@ -190,6 +196,7 @@ def _subject(ready: Subject, options: ExplainOptions) -> _Subject:
         ready.has_boxes,
         finds_layer,
         ready.name,
+        ready.weights,
     )
 
 
@@ -328,18 +335,27 @@ def _heatmap(
         blank=_blank_reason(values, negative),
         verdict=verdict,
         region=region,
-        manifest={
-            "model": subject.name,
-            "method": repr(explainer),
-            "score": repr(question.score),
-            "layer": attribution.layer and subject.spec.layers[attribution.layer].path,
-            "canvas": list(canvas),
-            "seed": getattr(explainer, "seed", None),
-            "saccade": version("saccade"),
-            "torch": torch.__version__,
-        },
+        manifest=_manifest(subject, images, question, attribution),
         notes=attribution.notes,
     )
+
+
+def _manifest(subject: _Subject, images: ImageBatch, question: Asked, attribution: Attribution) -> dict[str, Any]:
+    """How a map came about: enough to make it again."""
+    layer = attribution.layer
+    return {
+        "model": subject.name,
+        "weights": subject.weights,
+        "method": repr(subject.explainer),
+        "score": described(question.score),
+        "layer": layer and subject.spec.layers[layer].path,
+        "canvas": [int(side) for side in images.pixels.shape[-2:]],
+        "dtype": str(images.pixels.dtype).removeprefix("torch."),
+        "device": images.pixels.device.type,
+        "seed": getattr(subject.explainer, "seed", None),
+        "torch": torch.__version__,
+        **{name: version(name) for name in ("saccade", "timm")},
+    }
 
 
 def _blank_reason(values: Tensor, negative: float | None) -> str | None:

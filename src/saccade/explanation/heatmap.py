@@ -6,7 +6,7 @@ h, w original picture · gh, gw grid of the attribution
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,19 +113,26 @@ class Heatmap:
     def save(self, path: str | Path, scale: float | None = None) -> Path:
         """Write the overlay as a picture; the suffix chooses the format.
 
+        A PNG file carries everything about the map as JSON in its text field ``saccade``.
+
         Raises:
             InputError: where the suffix is no picture format.
             RunError: where the file cannot be written.
         """
         from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
 
         path = Path(path)
         if path.suffix.lower() not in Image.registered_extensions():
             raise InputError(f"no picture format has the suffix {path.suffix!r}", where=str(path), expected=".png")
         picture = Image.fromarray(self.overlay(scale).permute(1, 2, 0).cpu().numpy())
         kind = Image.registered_extensions()[path.suffix.lower()]
+        story: dict[str, Any] = {}
+        if kind == "PNG":
+            story["pnginfo"] = PngInfo()
+            story["pnginfo"].add_text("saccade", json.dumps(self.about() | {"scale": scale}))
         with whole_file(path) as temporary:
-            picture.save(temporary, format=kind)
+            picture.save(temporary, format=kind, **story)
         return path
 
     def save_array(self, path: str | Path) -> Path:
@@ -172,3 +179,22 @@ class Heatmap:
         facts = {name: getattr(self, name) for name in names}
         fired = None if self.fired is None else self.fired.about()
         return facts | {"notes": list(self.notes), "fired": fired, "verdict": judged, "manifest": dict(self.manifest)}
+
+
+def shared_scale(heatmaps: Sequence[Heatmap]) -> float:
+    """The largest absolute value of several maps, which makes their pictures comparable as ``scale``.
+
+    Raises:
+        InputError: where there is none, or the maps are of different methods, models or layers, whose units differ.
+    """
+    if not heatmaps:
+        raise InputError("there are no maps to share a scale", expected="at least one")
+    for what in ("model", "weights", "method", "layer"):
+        several = sorted({str(heat.manifest.get(what)) for heat in heatmaps})
+        if len(several) > 1:
+            raise InputError(
+                f"maps of different {what}s share no scale: {', '.join(several)}",
+                where="scale",
+                expected="maps of one model, method and layer",
+            )
+    return max(heat.peak for heat in heatmaps)

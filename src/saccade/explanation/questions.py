@@ -72,6 +72,12 @@ class Asked:
         return hash(self.key)
 
 
+def described(score: ScoreFn) -> str:
+    """A score for a manifest: functions by their name, as their addresses mean nothing to anyone else."""
+    name = getattr(score, "__qualname__", None)
+    return repr(score) if name is None else f"{getattr(score, '__module__', '?')}.{name}"
+
+
 def own_score(score: ScoreFn) -> Asked:
     """The question that a caller's own score function is; its ``__name__`` tells it in words."""
     name = getattr(score, "__name__", None)

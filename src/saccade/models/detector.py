@@ -30,6 +30,11 @@ def letterbox(side: int) -> Preprocess:
     return Preprocess(size=(side, side), policy="letterbox")
 
 
+def fitted(side: int) -> Preprocess:
+    """Pictures whose longer side is ``side`` pixels, on a canvas no larger than they need; for models of any canvas."""
+    return Preprocess(size=(side, side), policy="shorter")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Selection(Config):
     """Which raw candidates become detections."""

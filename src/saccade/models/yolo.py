@@ -31,8 +31,8 @@ from saccade.models.detector import (
     DetectorConfig,
     Origin,
     Selection,
+    fitted,
     learnable,
-    letterbox,
     select,
 )
 from saccade.nn.conv import ConvNorm
@@ -79,7 +79,7 @@ class YoloConfig(DetectorConfig):
     """Which points learn an object in the one-to-many heads."""
     loss: PointLoss = field(default_factory=PointLoss)
     """Weights of the loss."""
-    preprocess: Preprocess = field(default_factory=lambda: letterbox(640))
+    preprocess: Preprocess = field(default_factory=lambda: fitted(640))
     """How pictures become pixels."""
     selection: Selection = field(default_factory=lambda: Selection(min_score=0.01, nms_iou=1.0))
     """Which points become detections."""
@@ -348,7 +348,7 @@ def _variants() -> dict[str, YoloConfig]:
         "yolo_n": nano,
         "yolo_s": replace(nano, widths=(32, 64, 128, 256, 384), head_width=128),
         "yolo_m": replace(nano, widths=(48, 96, 192, 384, 512), depths=(2, 2, 4, 2), neck_depth=2, head_width=192),
-        "yolo_small": replace(nano, widths=(16, 32, 64, 96, 128), preprocess=letterbox(320)),
+        "yolo_small": replace(nano, widths=(16, 32, 64, 96, 128), preprocess=fitted(320)),
         "yolo_test": replace(
             nano,
             num_classes=5,
@@ -356,7 +356,7 @@ def _variants() -> dict[str, YoloConfig]:
             depths=(1, 1, 1, 1),
             head_width=16,
             bins=8,
-            preprocess=letterbox(64),
+            preprocess=fitted(64),
         ),
         "yolo_direct_test": replace(
             nano,
@@ -366,7 +366,7 @@ def _variants() -> dict[str, YoloConfig]:
             head_width=16,
             bins=0,
             answers="one_to_many",
-            preprocess=letterbox(64),
+            preprocess=fitted(64),
             selection=Selection(min_score=0.01, nms_iou=0.6),
         ),
     }

@@ -211,7 +211,11 @@ def _false_alarm(subject: Subject, case: _Case) -> Card | None:
         heat = explain_batch(subject, [case.image], [(case.found, places[0])], ExplainOptions())[0][0]
     except SaccadeError as error:
         return Card([first], [f"said {name}", str(error)], case.shown.source)
-    return Card([first, overlay(heat, "why")], [f"said {name}: no object"], case.shown.source, verdict_of(heat))
+    lines, pictures = [f"said {name}: no object"], [first, overlay(heat, "why")]
+    if heat.fired is not None:
+        lines.append(f"from {heat.fired.words}")
+        pictures.append(picture(heat.fired.drawn(case.image), "what fired", "what fired"))
+    return Card(pictures, lines, case.shown.source, verdict_of(heat))
 
 
 def _overlooked(subject: Subject, case: _Case) -> Card | None:
@@ -244,7 +248,8 @@ def _methods(subject: Subject, cases: Sequence[_Case], config: ReportConfig) -> 
     """Several methods on the likeliest detection of some pictures, each with its verdict."""
     reasons = suited(subject.spec, has_boxes=True)
     usual = default_method(subject.spec, has_boxes=True).name
-    names = [name for name in dict.fromkeys((usual, *config.methods)) if reasons.get(name, "unknown") is None]
+    looks = ("cross_attention", "relevance") if subject.spec.queries else ()
+    names = [name for name in dict.fromkeys((usual, *looks, *config.methods)) if reasons.get(name, "unknown") is None]
     rows: list[list[render.Panel]] = []
     chosen = [case for case in cases if len(case.found)]
     for case in chosen[: min(config.compared, 2)]:

@@ -26,6 +26,7 @@ MODULES: Mapping[str, str] = MappingProxyType(
             "proposals",
             "one-pass",
             "queries",
+            "zero-shot",
             "cam-family",
             "saliency",
         )

@@ -31,7 +31,7 @@ STUDY = Study(
     "with RMSNorm. Refuted if runs with RMSNorm fail as often or more, end with a loss as high or higher, or if a step "
     "costs as much or more.",
     arms=arms({"layer": {"backbone.norm": "layer"}, "rms": {"backbone.norm": "rms"}}),
-    spend=Spend(unit="images", smoke=50, quick=2500, full=30_000),
+    spend=Spend(unit="images", smoke=50, quick=1500, full=30_000),
     data=clothes,
     measure=measure,
     judge=judge,

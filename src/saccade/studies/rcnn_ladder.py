@@ -14,7 +14,7 @@ from saccade.models.faster_rcnn import FasterRCNN
 from saccade.models.regionwise import RegionDetector
 from saccade.studies.base import Arm, Column, Measured, Results, Spend, Study
 from saccade.studies.intervals import Finding, more, times
-from saccade.studies.setups import objects
+from saccade.studies.setups import few_objects
 from saccade.studies.trial import AnyModel, Trial
 from saccade.types import ImageBatch
 
@@ -125,7 +125,7 @@ STUDY = Study(
         for name, model in RUNGS.items()
     },
     spend=Spend(unit="seconds", smoke=0.2, quick=3, full=45),
-    data=objects,
+    data=few_objects,
     measure=measure,
     judge=judge,
     columns=(

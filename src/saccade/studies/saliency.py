@@ -112,7 +112,7 @@ STUDY = Study(
     arms={
         name: Arm(model="resnet_test", overrides={**CNN, "preprocess.size": [64, 64]}, train=SCENES) for name in METHODS
     },
-    spend=Spend(unit="images", smoke=64, quick=4000, full=60_000),
+    spend=Spend(unit="images", smoke=64, quick=2500, full=60_000),
     data=scenes,
     measure=measure,
     judge=judge,

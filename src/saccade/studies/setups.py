@@ -65,6 +65,11 @@ def objects(scale: Scale) -> DataSource:
     return DataSource(splits, splits["train"].classes, "synthetic scenes", "synthetic scenes of 2 to 5 shapes")
 
 
+def few_objects(scale: Scale) -> DataSource:
+    """Fewer of these scenes, for detectors that search every picture first."""
+    return _parts(objects(scale), {"smoke": {}, "quick": {"train": 60, "val": 16}, "full": {"train": 400}}[scale])
+
+
 def scenes(scale: Scale) -> DataSource:
     """Synthetic scenes of one shape, whose pixels are known."""
     train, test = {"smoke": (64, 8), "quick": (600, 48), "full": (3000, 200)}[scale]

@@ -112,6 +112,7 @@ class Trial:
         self.allowance, self.source = allowance, source
         self.spent: dict[str, float] = {}
         self._progress = progress or (lambda share: None)
+        self._pictures: Dataset | None = None
 
     @property
     def data(self) -> DataSource:
@@ -139,12 +140,15 @@ class Trial:
         classes = self.data.classes.names if self.source is not None else None
         return create(model or self.arm.model, classes=classes, overrides={**self.arm.overrides, **overrides} or None)
 
-    def train(self, model: AnyModel, settings: Mapping[str, Any] = NOTHING) -> Training:
+    def train(
+        self, model: AnyModel, settings: Mapping[str, Any] = NOTHING, *, pictures: Dataset | None = None
+    ) -> Training:
         """Train a model in place, with exactly what every arm of the study gets.
 
         Args:
             model: ends with its last weights, without average.
             settings: fields of ``TrainConfig`` beside the arm's own.
+            pictures: what to train on, where arms differ in that; else the study's own training pictures.
 
         Raises:
             RunError: where the study declares no budget, or this trial has spent its own.
@@ -153,9 +157,10 @@ class Trial:
             raise RunError("the study declares no budget, so nothing may be trained", where=self.name)
         if self.spent:
             raise RunError("this trial has spent its budget on an earlier training", where=self.name)
+        self._pictures = pictures
         config = self._config(settings)
         steps = self._num_steps(model, config)
-        per_epoch = math.ceil(len(self.data.split("train")) / config.batch_size)
+        per_epoch = math.ceil(len(self._training()) / config.batch_size)
         config = self._config({**settings, **_lasting(*divided(steps, per_epoch))})
         limit = self.allowance.amount * _PATIENCE if self.allowance.unit == "seconds" else math.inf
         result = self._run(model, config, limit)
@@ -170,6 +175,9 @@ class Trial:
         chosen = dataset if dataset is not None else self.data.split(held_out(self.data))
         config = EvaluateConfig(workers=0, resamples=200, detection_resamples=1, num_mistakes=0, num_shown=0)
         return evaluate(model, chosen, config)
+
+    def _training(self) -> Dataset:
+        return self.data.split("train") if self._pictures is None else self._pictures
 
     def _config(self, settings: Mapping[str, Any]) -> TrainConfig:
         fields = {**_BASE, "seed": self.seed, **self.arm.train, **settings}
@@ -187,7 +195,7 @@ class Trial:
 
     def _seconds_per_step(self, model: AnyModel, config: TrainConfig) -> float:
         """The median of a few steps on a copy of the model."""
-        available = math.ceil(len(self.data.split("train")) / config.batch_size)
+        available = math.ceil(len(self._training()) / config.batch_size)
         lasting = _lasting(math.ceil(_PROBES / available), min(_PROBES, available))
         probe = override(config, lasting)
         times = list(itertools.islice(self._timed_steps(copy.deepcopy(model), probe), _PROBES))
@@ -209,7 +217,7 @@ class Trial:
             is_broken = True
         # The last batch of an epoch holds what is left.
         whole, rest = divmod(len(losses), config.limit_steps)
-        in_epoch = min(config.limit_steps * config.batch_size, len(self.data.split("train")))
+        in_epoch = min(config.limit_steps * config.batch_size, len(self._training()))
         return Training(
             losses=tuple(losses),
             grad_norms=tuple(norms),
@@ -220,10 +228,11 @@ class Trial:
 
     def _timed_steps(self, model: AnyModel, config: TrainConfig) -> Iterator[tuple[StepRecord, float]]:
         """The step records of a training with the seconds that each took, reading of the pictures included."""
-        training = self.data.split("train")
         # A run wants something to validate on; the figures of a study come from elsewhere.
         few = subset(self.data.split(held_out(self.data)), [0, 1])
-        source = DataSource({"train": training, "val": few}, self.data.classes, self.data.format, self.data.name)
+        source = DataSource(
+            {"train": self._training(), "val": few}, self.data.classes, self.data.format, self.data.name
+        )
         with tempfile.TemporaryDirectory(prefix="saccade-study-") as folder:
             records = train(model, source, config, out=Path(folder) / "run")
             try:
@@ -247,9 +256,13 @@ def _lasting(epochs: int, steps: int) -> dict[str, int]:
 
 
 def divided(steps: int, per_epoch: int) -> tuple[int, int]:
-    """Epochs, and steps in each, that come closest to a number of steps; the longest epochs of those."""
+    """Epochs, and steps in each, that come within 3 % of a number of steps; the longest epochs that do."""
+
+    def missed(length: int) -> int:
+        return abs(max(round(steps / length), 1) * length - steps)
+
     lengths = range(min(steps, per_epoch), 0, -1)
-    length = min(lengths, key=lambda length: abs(max(round(steps / length), 1) * length - steps))
+    length = next(length for length in lengths if missed(length) <= 0.03 * steps)
     return max(round(steps / length), 1), length
 
 
