@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.console import Console
 
 from saccade import demo, load, render
-from saccade.api import AnyModel, predict
+from saccade.api import predict
 from saccade.data.source import open_data
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
+from saccade.opening import AnyModel
 from saccade.report import panel
 from saccade.types import Segmentation
 

@@ -29,6 +29,8 @@ from saccade.ops.image import Preprocess
 from saccade.types import Segmentation
 
 pytestmark = pytest.mark.xdist_group("verbs")
+from saccade.models import build
+from saccade.weights.published import Published
 
 
 @pytest.fixture
@@ -92,6 +94,20 @@ def test_load_refuses(trained: Path, tmp_path: Path, source: str, words: str) ->
     place: Any = {".": tmp_path, "last.ckpt": trained / "last.ckpt"}.get(source, source)
     with pytest.raises(WeightsError, match=words):
         saccade.load(place)
+
+
+def test_load_asks_every_published_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    for source in build.SOURCES:
+        asked: list[str] = []
+
+        def fetch(name: str, asked: list[str] = asked) -> Published:
+            asked.append(name)
+            raise WeightsError("nothing is downloaded in a test", where=name)
+
+        monkeypatch.setitem(build.SOURCES, source, fetch)
+        with pytest.raises(WeightsError, match="nothing is downloaded"):
+            saccade.load(f"{source}/some/name")
+        assert asked == ["some/name"]
 
 
 # --- train

@@ -120,7 +120,9 @@ def test_explain_writes_a_map_of_one_box(command: Any, places: dict[str, Path], 
     assert ended.status == 0, ended
     manifests = [json.loads(path.read_text()) for path in sorted((tmp_path / "why").glob("*.json"))]
     assert len(manifests) == 3
-    assert len(list((tmp_path / "why").glob("*.png"))) == 3
+    assert len(list((tmp_path / "why").glob("*-gradient.png"))) == 3
+    assert len(list((tmp_path / "why").glob("*-fired.png"))) == 1  # all three come from one proposal
+    assert len(list((tmp_path / "why").glob("*.png"))) == 4
 
 
 def test_evaluate_scores_a_result_file_of_anyone(command: Any, places: dict[str, Path], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ LAYERS = [
     {"demo", "batch"},
     {"studies"},
     {"api", "server"},
+    {"opening"},
     {"report", "console"},
     {"engine"},
     {"tasks", "explanation"},

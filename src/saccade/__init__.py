@@ -15,8 +15,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saccade.api import convert, create, evaluate, explain, load, predict, search, train
+    from saccade.api import convert, create, evaluate, explain, predict, search, train
     from saccade.errors import SaccadeError
+    from saccade.opening import load
     from saccade.registry import register
     from saccade.studies.run import study
 
@@ -28,7 +29,7 @@ _HOME = {
     "create": "saccade.api",
     "evaluate": "saccade.api",
     "explain": "saccade.api",
-    "load": "saccade.api",
+    "load": "saccade.opening",
     "predict": "saccade.api",
     "register": "saccade.registry",
     "search": "saccade.api",

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saccade.config import from_dict, override
-from saccade.data.source import DataSource, open_data
+from saccade.data.source import open_data
 from saccade.errors import ConfigError, WeightsError
-from saccade.models.base import VisionModel
+from saccade.opening import AnyModel, as_model, load, open_for, prompter_of, with_classes, with_prompts
 
 if TYPE_CHECKING:
     from saccade.data.convert import Conversion
     from saccade.data.decode import ImageSource
-    from saccade.engine.open_vocabulary import PromptDetector, PromptSegmenter
     from saccade.engine.retrieval import Found
     from saccade.engine.train import StepRecord
     from saccade.explanation.heatmap import Heatmap
@@ -25,11 +24,6 @@ if TYPE_CHECKING:
     from saccade.tasks import Evaluation
     from saccade.types import Prediction, TaskName
     from saccade.weights.transfer import TransferReport
-
-AnyModel = VisionModel[Any, Any, Any]
-
-SOURCES = ("timm/", "torchvision/", "transformers/")
-"""Prefixes of published sources; nothing is downloaded unless such a name is given to ``load``."""
 
 
 def create(
@@ -57,39 +51,6 @@ def create(
     from saccade.models.build import create as build
 
     return build(name, num_classes=num_classes, classes=classes, overrides=overrides)
-
-
-def load(source: str | Path) -> AnyModel:
-    """A model with weights: a Saccade file, a run folder, or a published source.
-
-    Args:
-        source: ``best.safetensors``, the run folder that holds it, or ``timm/...``, ``torchvision/...``,
-            ``transformers/...`` (downloaded by those libraries, only because you asked); or the ONNX file of a YOLOX.
-
-    Raises:
-        WeightsError: where the file is missing, damaged, foreign, or the source cannot be reached.
-
-    Example:
-        >>> model = saccade.load("runs/shoes")
-    """
-    from saccade.engine.checkpoint import load_model
-    from saccade.registry import names
-
-    path = Path(source)
-    if path.is_dir():
-        return load_model(path / "best.safetensors")
-    text = str(source)
-    if text.startswith(SOURCES) or (path.suffix == ".onnx" and path.exists()):
-        from saccade.models.build import from_source
-
-        return from_source(text)
-    if path.exists():
-        return load_model(path)
-    if text in names():
-        remedy = f"train it first (saccade train {text} DATA) and give the run folder"
-        raise WeightsError("this is an architecture without weights", where=text, remedy=remedy)
-    expected = "a .safetensors file, a run folder, or a source such as timm/NAME"
-    raise WeightsError("there is no such file", where=text, expected=expected)
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,28 +238,6 @@ def predict(
     return Predictor(ready, config)(several)
 
 
-def prompter_of(
-    model: AnyModel, *, maps: bool = False, boxes: str | Path | AnyModel | None = None
-) -> PromptSegmenter | PromptDetector | None:
-    """What applies prompts to pixels or boxes, where either is wanted.
-
-    Args:
-        model: ready to predict.
-        maps: a class for every pixel.
-        boxes: classes for the boxes of this detector.
-
-    Raises:
-        ConfigError: both at once, or models that cannot do it.
-    """
-    from saccade.engine.open_vocabulary import PromptDetector, PromptSegmenter
-
-    if maps and boxes is not None:
-        raise ConfigError("a label map and boxes are two predictions", where="boxes", remedy="ask for one at a time")
-    if boxes is not None:
-        return PromptDetector(model, as_model(boxes))
-    return PromptSegmenter(model) if maps else None
-
-
 def explain(
     model: Any,
     image: ImageSource,
@@ -338,32 +277,6 @@ def explain(
 
     ready = with_prompts(model, [of], against, classes, templates)
     return run(ready, image, of=of, against=against, method=method, layer=layer, verdict=verdict)
-
-
-def with_prompts(
-    model: Any,
-    of: Sequence[Question],
-    against: str | int | None,
-    classes: Sequence[str] | None,
-    templates: str | Sequence[str] | None = None,
-) -> Any:
-    """A model that is ready to be explained: of one for zero_shot, what is asked in words are its classes.
-
-    Args:
-        model: as for ``explain``.
-        of: what is asked.
-        against: what it is contrasted with.
-        classes: names, where the model shall tell apart more than what is asked.
-        templates: what names are put into; questions in words stand for themselves.
-    """
-    from saccade.explanation.prompts import prompts_of
-
-    if classes is not None:
-        return with_classes(model, classes, templates)
-    ready = as_model(model) if isinstance(model, str | Path) else model
-    if getattr(ready, "task", None) != "zero_shot":
-        return ready
-    return with_classes(ready, prompts_of(of, against), templates or ("{}",))
 
 
 def search(
@@ -434,71 +347,11 @@ def convert(
     return run(source, destination, to=to, task=task, lossy=lossy, copy=copy, strict=strict)
 
 
-def with_classes(
-    model: str | Path | AnyModel, classes: Sequence[str] | None, templates: str | Sequence[str] | None = None
-) -> AnyModel:
-    """A model that is ready to predict: one for zero_shot becomes a classifier by the names of classes.
-
-    Args:
-        model: a model, file, run folder or published source; the embedded names are kept beside a file of ours.
-        classes: the names; only for models for zero_shot, which need them.
-        templates: what each name is put into: a named set, or texts with one ``{}`` each; default the model's own.
-
-    Raises:
-        InputError: a zero-shot model without classes, names that are empty or repeat.
-        ConfigError: classes for a model that has its own.
-    """
-    ready = as_model(model)
-    if ready.task == "zero_shot":
-        from saccade.engine.text_cache import classifier_of
-
-        file = Path(model) if isinstance(model, str | Path) else None
-        return classifier_of(ready, classes, templates, file / "best.safetensors" if file and file.is_dir() else file)
-    if classes is not None:
-        told = f"the model is for {ready.task} and has classes of its own"
-        raise ConfigError(told, where="classes", remedy="leave them out, or give a model for zero_shot")
-    return ready
-
-
-def open_for(
-    model: str | Path | AnyModel,
-    data: str | Path | object,
-    *,
-    classes: Sequence[str] | None = None,
-    templates: str | Sequence[str] | None = None,
-    strict: bool = False,
-) -> tuple[AnyModel, DataSource]:
-    """A model and data that it can be scored on.
-
-    A model for zero_shot takes captions as it is, and becomes a classifier by the names of the classes where pictures
-    have classes instead.
-
-    Args:
-        model: a model, file, run folder or published source.
-        data: anything ``open_data`` knows.
-        classes: names that such a classifier tells apart, where they shall be more than those of the data.
-        templates: what names are put into, for such a classifier.
-        strict: as for ``open_data``.
-    """
-    ready = as_model(model)
-    if ready.task != "zero_shot":
-        return with_classes(ready, classes, templates), open_data(data, task=ready.task, strict=strict)
-    found = open_data(data, task="classification" if classes is not None else None, strict=strict)
-    if found.task != "classification":
-        return ready, open_data(data, task="zero_shot", strict=strict)
-    return with_classes(model, classes or found.classes.names, templates), found
-
-
 def task_of(model: str | AnyModel) -> TaskName:
     """What a model, or the model of a registry name, is for."""
     from saccade.models.build import find_config
 
     return find_config(model).task if isinstance(model, str) else model.task
-
-
-def as_model(model: str | Path | AnyModel) -> AnyModel:
-    """The model itself, or the one loaded from where ``model`` points to."""
-    return load(model) if isinstance(model, str | Path) else model
 
 
 def _load_weights(model: AnyModel, weights: str | Path) -> TransferReport:
@@ -508,13 +361,13 @@ def _load_weights(model: AnyModel, weights: str | Path) -> TransferReport:
         WeightsError: where there is no such thing, or it is damaged, altered, or of another architecture.
     """
     from saccade.engine.checkpoint import read_header
-    from saccade.models.build import load_weights
+    from saccade.models.build import is_published, load_weights
     from saccade.weights.files import read_description
 
     path = Path(weights)
     if path.is_dir():
         path = path / "best.safetensors"
-    is_source = not path.is_file() and str(weights).startswith(SOURCES)
+    is_source = not path.is_file() and is_published(str(weights))
     if not path.is_file() and not is_source:
         expected = "a .safetensors or .pth file, a run folder, or a source such as timm/NAME"
         raise WeightsError("there is no such file", where=str(path), expected=expected)

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from saccade import render
-from saccade.api import AnyModel
 from saccade.atomic import check_folder, whole_file, write_json
 from saccade.data.decode import SUFFIXES, read_image
 from saccade.engine.open_vocabulary import PromptDetector, PromptSegmenter
@@ -26,6 +25,7 @@ from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import method, suited
 from saccade.explanation.questions import check_question
 from saccade.explanation.routing import has_experts, routing_maps
+from saccade.opening import AnyModel
 from saccade.ops.masks import connected_components
 from saccade.report import panel
 from saccade.tasks import TASKS
@@ -238,11 +238,11 @@ def explain_files(
             heat.save(f"{place}.png")
             heat.save_array(f"{place}.npz")
             write_json(f"{place}.json", {"image": str(path), **heat.about()})
-            if heat.fired is not None:
-                drawn = heat.fired.drawn(heat.image)
-                _write_picture(drawn, out / f"{_file_name(f'{stem}-{heat.of}')}-fired.png")
             yield f"{path}: {describe(heat)}"
             yield from (f"{path}: {note}" for note in heat.notes)
+        # A box, its sides and its mask come from one candidate, by whatever method they are explained.
+        for words, fired in {heat.fired.words: heat.fired for heat in maps if heat.fired is not None}.items():
+            _write_picture(fired.drawn(maps[0].image), out / f"{_file_name(f'{stem}-{words}')}-fired.png")
         if len(names) > 1:
             first = render.Panel(image=maps[0].image, title="picture", caption=path.name)
             panels = [first, *(panel(heat, title=heat.name) for heat in maps)]

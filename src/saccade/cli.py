@@ -19,8 +19,8 @@ from saccade.allocator import keep_freed_memory
 from saccade.errors import ConfigError, SaccadeError
 
 if TYPE_CHECKING:
-    from saccade.api import AnyModel
     from saccade.engine.evaluate import EvaluateConfig
+    from saccade.opening import AnyModel
 
 app = typer.Typer(
     name="saccade",
@@ -291,8 +291,8 @@ def _evaluate_model(
 ) -> None:
     from dataclasses import replace
 
-    from saccade.api import open_for
     from saccade.console import new_console, print_evaluation
+    from saccade.opening import open_for
     from saccade.report import ReportConfig, evaluate_and_report
     from saccade.text.prompts import as_templates
 
@@ -360,9 +360,9 @@ def predict(
     ] = None,
 ) -> None:
     """What the model sees in pictures."""
-    from saccade.api import prompter_of, with_classes
     from saccade.atomic import check_folder, write_json
     from saccade.batch import predict_files, told
+    from saccade.opening import prompter_of, with_classes
 
     if out is not None:
         check_folder(out)
@@ -394,9 +394,9 @@ def explain(
     templates: Templates = None,
 ) -> None:
     """Which pixels decided, and how far to trust the answer."""
-    from saccade.api import with_prompts
     from saccade.batch import explain_files
     from saccade.explanation.explain import ExplainOptions
+    from saccade.opening import with_prompts
 
     options = ExplainOptions(layer=layer, against=against, verdict=verdict)
     loaded = with_prompts(model, of or [], against, _class_names(class_names), templates)
@@ -416,8 +416,8 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on the screen.")] = False,
 ) -> None:
     """Find pictures by words, or by another picture."""
-    from saccade.api import load
     from saccade.batch import search_files
+    from saccade.opening import load
 
     results = search_files(load(model), folder, query, top=top, out=out, is_half=half)
     for note in results.notes:

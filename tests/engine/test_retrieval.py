@@ -15,6 +15,7 @@ import saccade
 from saccade.engine import retrieval
 from saccade.engine.retrieval import Entry, PictureIndex, embed_query, index_path, list_pictures, open_index
 from saccade.errors import ConfigError, DataError, ImageError, InputError
+from saccade.opening import AnyModel
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220)}
 
@@ -30,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def model() -> saccade.api.AnyModel:
+def model() -> AnyModel:
     torch.manual_seed(0)
     return saccade.create("vit_average_test")
 
@@ -64,14 +65,14 @@ def test_wrong_questions_are_refused() -> None:
         index_of(torch.eye(3)).search(torch.eye(3), top=0)
 
 
-def test_a_picture_finds_its_like_first(folder: Path, model: saccade.api.AnyModel) -> None:
+def test_a_picture_finds_its_like_first(folder: Path, model: AnyModel) -> None:
     found = saccade.search(model, folder, folder / "inner" / "red.png", top=4)
     assert {one.path.name for one in found[:2]} == {"a red one.png", "red.png"}
     assert [one.score for one in found[:2]] == pytest.approx([1.0, 1.0])
     assert found[2].score < 0.9999
 
 
-def test_only_what_changed_is_embedded_again(folder: Path, model: saccade.api.AnyModel) -> None:
+def test_only_what_changed_is_embedded_again(folder: Path, model: AnyModel) -> None:
     assert open_index(model, folder)[0].num_embedded == 4
     assert open_index(model, folder)[0].num_embedded == 0
     Image.new("RGB", (30, 16), COLOURS["green"]).save(folder / "inner" / "red.png")
@@ -85,14 +86,14 @@ def test_only_what_changed_is_embedded_again(folder: Path, model: saccade.api.An
     assert torch.allclose(index.vectors, again.vectors, atol=1e-6)
 
 
-def test_a_file_of_the_same_size_but_a_later_time_is_read_again(folder: Path, model: saccade.api.AnyModel) -> None:
+def test_a_file_of_the_same_size_but_a_later_time_is_read_again(folder: Path, model: AnyModel) -> None:
     open_index(model, folder)
     path = folder / "a red one.png"
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
     assert open_index(model, folder)[0].num_embedded == 1
 
 
-def test_another_model_has_another_index(folder: Path, model: saccade.api.AnyModel) -> None:
+def test_another_model_has_another_index(folder: Path, model: AnyModel) -> None:
     open_index(model, folder)
     other = saccade.create("vit_average_test")
     with torch.no_grad():
@@ -103,7 +104,7 @@ def test_another_model_has_another_index(folder: Path, model: saccade.api.AnyMod
 
 @pytest.mark.parametrize(("dtype", "gap"), [("float32", 0.0), ("float16", 1e-3)])
 def test_the_file_gives_back_what_was_written(
-    folder: Path, model: saccade.api.AnyModel, tmp_path: Path, dtype: str, gap: float
+    folder: Path, model: AnyModel, tmp_path: Path, dtype: str, gap: float
 ) -> None:
     index = PictureIndex.build(model, folder)
     back = PictureIndex.load(index.save(tmp_path / "index.safetensors", dtype=dtype), folder)  # type: ignore[arg-type]
@@ -112,7 +113,7 @@ def test_the_file_gives_back_what_was_written(
     assert float((back.vectors - index.vectors).abs().max()) <= gap
 
 
-def test_a_damaged_index_is_made_anew_and_told(folder: Path, model: saccade.api.AnyModel) -> None:
+def test_a_damaged_index_is_made_anew_and_told(folder: Path, model: AnyModel) -> None:
     index, _ = open_index(model, folder)
     index_path(folder, index.digest).write_bytes(b"nothing of the kind")
     again, notes = open_index(model, folder)
@@ -122,7 +123,7 @@ def test_a_damaged_index_is_made_anew_and_told(folder: Path, model: saccade.api.
 
 
 def test_a_folder_that_takes_no_index_is_searched_all_the_same(
-    folder: Path, model: saccade.api.AnyModel, monkeypatch: pytest.MonkeyPatch
+    folder: Path, model: AnyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Rights do not stop the superuser, who may run this: a folder of that name stops everybody.
     index_path(folder, PictureIndex.build(model, folder).digest).mkdir()
@@ -131,7 +132,7 @@ def test_a_folder_that_takes_no_index_is_searched_all_the_same(
     assert any("was not kept" in note for note in notes)
 
 
-def test_unreadable_pictures_are_left_out_and_told(folder: Path, model: saccade.api.AnyModel) -> None:
+def test_unreadable_pictures_are_left_out_and_told(folder: Path, model: AnyModel) -> None:
     (folder / "broken.png").write_bytes(b"no picture")
     index, notes = open_index(model, folder)
     assert len(index) == 4
@@ -152,7 +153,7 @@ def test_a_folder_without_pictures(tmp_path: Path) -> None:
         list_pictures(tmp_path / "nowhere")
 
 
-def test_a_classifier_knows_no_words(model: saccade.api.AnyModel) -> None:
+def test_a_classifier_knows_no_words(model: AnyModel) -> None:
     with pytest.raises(ConfigError, match="knows no words"):
         embed_query(model, "a red square")
     with pytest.raises(InputError, match="empty"):
@@ -167,7 +168,7 @@ def test_a_detector_has_no_vector(folder: Path) -> None:
 
 
 def test_words_are_asked_of_a_model_that_knows_them(
-    folder: Path, model: saccade.api.AnyModel, monkeypatch: pytest.MonkeyPatch
+    folder: Path, model: AnyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The words' vector is that of the blue picture, so that one comes first."""
     blue = embed_query(model, folder / "inner" / "blue.png")

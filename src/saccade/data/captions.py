@@ -19,6 +19,7 @@ from torch import Tensor
 
 from saccade.data.dataset import ArrayBatch, Captioned, Dataset, check_labels
 from saccade.data.decode import read_image
+from saccade.data.maps import identity_of
 from saccade.data.shards import ShardMember
 from saccade.data.transforms import NUM_DRAWS, Key
 from saccade.types import Caption, Classes, Sample, TaskName
@@ -67,12 +68,10 @@ class CaptionItem:
         if isinstance(self.picture, Tensor):
             return self.picture.numpy().tobytes() + said.encode()
         if isinstance(self.picture, ShardMember):
-            path, size = self.picture.path, self.picture.size
+            file = f"{identity_of(self.picture.path, root)}\0{self.picture.name}\0{self.picture.size}"
         else:
-            path, size = self.picture, self.picture.stat().st_size if self.picture.exists() else -1
-        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-        member = self.picture.name if isinstance(self.picture, ShardMember) else ""
-        return f"{name}\0{member}\0{size}\0{said}\n".encode()
+            file = identity_of(self.picture, root)
+        return f"{file}\0{said}\n".encode()
 
 
 class CaptionDataset:

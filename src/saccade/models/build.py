@@ -81,6 +81,12 @@ SOURCES: dict[str, Callable[[str], Published]] = {
 """Where published weights come from; ``SOURCE/NAME`` names one of them."""
 
 
+def is_published(name: str) -> bool:
+    """Whether a name is that of a published source; nothing is downloaded unless such a name is given."""
+    source, slash, _ = name.partition("/")
+    return bool(slash) and source in SOURCES
+
+
 def create(
     name: str | ModelConfig,
     num_classes: int | None = None,
