@@ -25,12 +25,12 @@ from saccade.errors import (
     WeightsError,
 )
 from saccade.explanation.adapt import adapt
+from saccade.models import build
 from saccade.ops.image import Preprocess
 from saccade.types import Segmentation
+from saccade.weights.published import Published
 
 pytestmark = pytest.mark.xdist_group("verbs")
-from saccade.models import build
-from saccade.weights.published import Published
 
 
 @pytest.fixture
