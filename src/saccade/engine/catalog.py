@@ -1,17 +1,16 @@
 """What exists: every registered model with its parameters and operations, counted without giving it memory.
 
-Counting takes a forward pass of every model, so what was counted once is kept in the user's cache folder: by the whole
-config, and only as long as the code that builds models is the same. A cache that cannot be read or written costs time,
-and nothing else.
+Counting takes a forward pass of every model, which together are minutes of work. So the counts of the models that come
+with Saccade come with it too (``assets/model_counts.json``), each under the digest of its whole config; a config that
+is not among them, as one that a user registered, is counted when it is asked for. Whoever changes a model writes them
+anew with ``python -m saccade.engine.catalog``; a test counts again and compares.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import os
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,16 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import saccade
 from saccade.atomic import write_json
 from saccade.config import to_dict
-from saccade.errors import SaccadeError, UnknownNameError
+from saccade.errors import UnknownNameError
 from saccade.models.base import ModelConfig
 from saccade.models.build import find_config
 from saccade.registry import names
 from saccade.types import ImageBatch
+
+COUNTS = Path(__file__).parents[1] / "assets" / "model_counts.json"
+"""Parameters and operations by the digest of a config."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +61,22 @@ def catalog(task: str | None = None) -> list[Entry]:
     Raises:
         UnknownNameError: where no model has such a task.
     """
-    configs = {name: find_config(name) for name in names() if not name.endswith("_test")}
+    configs = listed()
     tasks = sorted({config.task for config in configs.values()})
     if task is not None and task not in tasks:
         raise UnknownNameError("task", task, tasks)
-    maker = _maker()
-    known = _read_counts(maker)
-    before = len(known)
+    known = json.loads(COUNTS.read_text(encoding="utf-8"))
     entries = []
     for name, config in configs.items():
         if task in (None, config.task):
-            key = _digest([type(config).__qualname__, to_dict(config)])
-            if key not in known:
-                entry = measure(name, config)
-                known[key] = (entry.parameters, entry.flops)
-            entries.append(_entry(name, config, *known[key]))
-    if len(known) > before:
-        with suppress(SaccadeError):
-            write_json(counts_file(), {"maker": maker, "counts": known})
+            counts = known.get(digest(config))
+            entries.append(_entry(name, config, *counts) if counts else measure(name, config))
     return entries
+
+
+def listed() -> dict[str, ModelConfig]:
+    """The configs of the registered models by name, those for tests left out."""
+    return {name: find_config(name) for name in names() if not name.endswith("_test")}
 
 
 def measure(name: str, config: ModelConfig) -> Entry:
@@ -91,31 +89,19 @@ def measure(name: str, config: ModelConfig) -> Entry:
     return _entry(name, config, parameters, flops)
 
 
-def counts_file() -> Path:
-    """Where counts are kept: ``saccade/models.json`` in the user's cache folder."""
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(folder) / "saccade" / "models.json"
+def digest(config: ModelConfig) -> str:
+    """What a config is known by: its kind and every value in it."""
+    content = json.dumps([type(config).__qualname__, to_dict(config)], sort_keys=True)
+    return hashlib.sha256(content.encode("utf-8")).hexdigest()[:16]
 
 
-def _read_counts(maker: str) -> dict[str, tuple[int, int]]:
-    """Parameters and operations by config; none where there are none of this maker."""
-    try:
-        kept = json.loads(counts_file().read_text(encoding="utf-8"))
-        counts = kept["counts"] if kept["maker"] == maker else {}
-        return {str(key): (int(parameters), int(flops)) for key, (parameters, flops) in counts.items()}
-    except (OSError, ValueError, TypeError, AttributeError, LookupError):
-        return {}
-
-
-def _maker() -> str:
-    """What makes models of configs: the libraries, and the package's files as they are now."""
-    files = sorted(Path(saccade.__file__).parent.rglob("*.py"))
-    stamps = [(path.name, stat.st_size, stat.st_mtime_ns) for path in files for stat in [path.stat()]]
-    return _digest([importlib.metadata.version("torch"), importlib.metadata.version("timm"), stamps])
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()[:16]
+def write_counts(configs: Mapping[str, ModelConfig], path: Path) -> None:
+    """Count these models and keep the counts in a file."""
+    counts = {}
+    for name, config in configs.items():
+        entry = measure(name, config)
+        counts[digest(config)] = (entry.parameters, entry.flops)
+    write_json(path, dict(sorted(counts.items())))
 
 
 def _entry(name: str, config: ModelConfig, parameters: int, flops: int) -> Entry:
@@ -125,8 +111,13 @@ def _entry(name: str, config: ModelConfig, parameters: int, flops: int) -> Entry
 
 
 def _count(config: ModelConfig, device: str) -> tuple[int, int]:
-    with torch.device(device):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(0)  # which expert or region a random model chooses changes its operations
         model = config.build().eval().requires_grad_(True)
         with FlopCounterMode(display=False) as counter:
             model(ImageBatch.of(torch.zeros(1, 3, *config.preprocess.size)))
     return sum(parameter.numel() for parameter in model.parameters()), int(counter.get_total_flops())
+
+
+if __name__ == "__main__":
+    write_counts(listed(), COUNTS)
