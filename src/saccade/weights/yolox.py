@@ -100,7 +100,7 @@ class _Original:
         import onnx
 
         try:
-            import onnxruntime  # type: ignore[import-untyped]
+            import onnxruntime
         except ImportError as error:
             raise _missing("onnxruntime", path) from error
         model = _model(path)
