@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import resource
 import subprocess
 import sys
 import warnings
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from measure import Row, compare, parser, report
+from measure import Row, compare, parser, peak_memory, report
 from saccade.metrics.detection import DetectionMeter
 from saccade.metrics.overlap import Kind, run_lengths
 from saccade.types import BoxTarget, Classes, Detections, Masks
@@ -198,7 +197,7 @@ def count_masks(count: int, objects: int) -> None:
     """Count pictures that are forgotten at once, and print seconds, peak memory and memory before."""
     import time
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_memory()
     start = time.perf_counter()
     kinds: tuple[Kind, ...] = ("boxes", "masks")
     meters = {kind: DetectionMeter(NUM_CLASSES, kind) for kind in kinds}
@@ -207,7 +206,7 @@ def count_masks(count: int, objects: int) -> None:
             meter.update(detections, target, index=index, source="")
     for meter in meters.values():
         meter.compute()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_memory()
     print(time.perf_counter() - start, peak, before)
 
 

@@ -15,7 +15,6 @@ nothing. There the last layers are fitted to drawn scenes (``fitted_detector.py`
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from fitted_detector import Scene, decisive, scenes
-from measure import Row, compare, parser, report
+from measure import Row, compare, parser, peak_memory, report
 from saccade.engine.predict import Predictor
 from saccade.metrics.detection import DetectionMeter
 from saccade.models.build import adopt
@@ -241,10 +240,10 @@ def peak(name: str, side: str, device: str) -> tuple[float, float]:
         run()
         run()
         return torch.cuda.max_memory_allocated() / 2**20, before
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_memory()
     run()
     run()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, before
+    return peak_memory(), before
 
 
 def memory(name: str, device: str) -> Row:
