@@ -152,7 +152,9 @@ def start(
         report = _load_weights(model, weights)
         taken = report.taken
         notes.append(f"weights: {report}")
-    own = {key: value for key, value in model.config.train_settings(taken).items() if key not in _set_by(settings, parts)}
+    own = {
+        key: value for key, value in model.config.train_settings(taken).items() if key not in _set_by(settings, parts)
+    }
     if own:
         config = from_dict(TrainConfig, {**to_dict(config), **own})
         told = ", ".join(f"{key}={json.dumps(value)}" for key, value in own.items())

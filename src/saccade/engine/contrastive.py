@@ -126,9 +126,7 @@ class ContrastivePass:
 
 def _part(batch: Batch, rows: slice) -> Batch:
     whole = batch.images
-    images = replace(
-        whole, pixels=whole.pixels[rows], sizes=whole.sizes[rows], geometries=whole.geometries[rows]
-    )
+    images = replace(whole, pixels=whole.pixels[rows], sizes=whole.sizes[rows], geometries=whole.geometries[rows])
     return replace(
         batch, images=images, targets=batch.targets[rows], sources=batch.sources[rows], indices=batch.indices[rows]
     )

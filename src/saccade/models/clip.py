@@ -96,7 +96,7 @@ class ClipConfig(TowerConfig):
         return replace(self, tokenizer=tokenizer, text=replace(self.text, token_weights=weights))
 
     def train_settings(self, taken: Collection[str]) -> Mapping[str, Any]:
-        """For a bag of words beside a backbone that was trained elsewhere: that stays, so that little is to be learned."""
+        """For a bag of words beside a backbone trained elsewhere: that stays as it is, and little is to be learned."""
         has_new_words = taken and all(name.startswith("backbone.") for name in taken)
         return FEW_CAPTIONS if self.text.is_bag and has_new_words else {}
 
@@ -169,6 +169,13 @@ class Clip(ImageTower[ClipOutputs, Caption, Embedding]):
         tokens = self.tokenizer(texts)
         device = self.log_scale.device
         return unit(self.text(tokens._replace(ids=tokens.ids.to(device), ends=tokens.ends.to(device))))
+
+    def unknown(self, texts: Sequence[str]) -> list[str]:
+        """The texts that a bag of words knows no word of: none was in its captions, so they lie nowhere."""
+        if not self.config.text.is_bag:
+            return []
+        vectors = self.embed_texts(texts)
+        return [text for text, vector in zip(texts, vectors, strict=True) if not vector.any()]
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], told: Callable[[int], None] | None = None) -> Tensor:
@@ -362,9 +369,10 @@ def _small() -> dict[str, ClipConfig]:
     )
     common: dict[str, Any] = {"embed_dim": 128, "text": text, "tokenizer": tokenizer, "templates": ("{}",)}
     # A few hundred captions teach words, but not what their order means.
+    bag = TextConfig(width=512, depth=0, pool="mean", projection="none", token_std=0.1, word_dropout=0.3)
     words: dict[str, Any] = {
         "embed_dim": 512,
-        "text": TextConfig(width=512, depth=0, pool="mean", projection="none", token_std=0.1, word_dropout=0.3),
+        "text": bag,
         "tokenizer": replace(tokenizer, vocab_size=8192),
         "templates": ("{}",),
         "image_norm": True,
@@ -374,6 +382,11 @@ def _small() -> dict[str, ClipConfig]:
     return {
         "clip_small": ClipConfig(backbone=TimmConfig(name="resnet18", arguments=cnn), preprocess=icons, **common),
         "clip_small_vit": ClipConfig(backbone=vit, preprocess=icons, **common),
+        "clip_words": ClipConfig(
+            backbone=TimmConfig(name="resnet18", arguments=cnn),
+            preprocess=icons,
+            **{**words, "embed_dim": 128, "text": replace(bag, width=128), "image_norm": False, "image_dropout": 0.2},
+        ),
         "clip_mobilenet": ClipConfig(backbone=TimmConfig(name="mobilenetv2_100"), preprocess=photos, **words),
         # The same network as TensorFlow trained it: padding at the right and bottom, values in [-1, 1].
         "clip_mobilenet_tf": ClipConfig(
@@ -404,6 +417,14 @@ def _tests() -> dict[str, ClipConfig]:
             backbone=TimmConfig(name="resnet18", arguments=cnn),
             text=replace(text, projection="bias"),
             tokenizer=small,
+            **common,
+        ),
+        "clip_words_test": ClipConfig(
+            backbone=TimmConfig(name="resnet18", arguments=cnn),
+            text=TextConfig(width=16, depth=0, pool="mean", projection="none", word_dropout=0.3),
+            tokenizer=small,
+            image_norm=True,
+            image_dropout=0.2,
             **common,
         ),
         "siglip_test": ClipConfig(
