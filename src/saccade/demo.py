@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from saccade import render
-from saccade.api import AnyModel, explain, finished, predict, search, start, task_of
+from saccade.api import explain, finished, predict, search, start, task_of
 from saccade.atomic import check_folder, write_bytes
 from saccade.config import to_dict
 from saccade.console import clock, print_evaluation, show_training
@@ -23,6 +23,7 @@ from saccade.data.decode import read_image
 from saccade.data.source import open_data
 from saccade.engine.recipes import BLOOD_CELLS, CLOTHES, EMOJI, NUCLEI, SINGLE_NUCLEI, Recipe
 from saccade.errors import RunError
+from saccade.opening import AnyModel
 from saccade.report import Part, ReportConfig, evaluate_and_report, write_page
 from saccade.report.page import Card, Section, figure, overlay, picture, verdict_of
 from saccade.tasks.base import percent
