@@ -28,6 +28,7 @@ from saccade.weights.open_clip import publish
 
 NAME = "ViT-B-32-quickgelu"
 CLASSES = 8
+CLASSES_AT_ONCE = 10
 SHARPNESS = 8.0
 """Largest spread of the logits of one picture."""
 
@@ -110,20 +111,24 @@ def predict(peer: Any, model: Clip, repeats: int, batch: int) -> Row:
     }
 
 
-def class_vectors(model: Clip, classes: int) -> Row:
-    """The text side of a zero-shot evaluation: every class in 80 templates."""
+def class_vectors(model: Clip, classes: int, seconds: float) -> Row:
+    """The text side of a zero-shot evaluation: every class in 80 templates, or as many as fit into some seconds."""
     chosen = templates("imagenet80")
     names = [f"kind of thing number {number}" for number in range(classes)]
-    start = time.perf_counter()
-    model.class_embeddings(names, chosen)
-    seconds = time.perf_counter() - start
+    done, start = 0, time.perf_counter()
+    while done < classes and time.perf_counter() - start < seconds:
+        part = names[done : done + CLASSES_AT_ONCE]
+        model.class_embeddings(part, chosen)
+        done += len(part)
+    took = time.perf_counter() - start
+    told = "" if done == classes else f"{done} classes were measured, the others reckoned; "
     return {
         "what": f"{classes} classes x {len(chosen)} templates",
-        "ours_s": seconds,
+        "ours_s": took * classes / done,
         "other_s": "",
         "ratio": "",
         "reach": "told",
-        "remark": f"{classes * len(chosen) / seconds:.0f} texts per second in float32; kept beside the file afterwards",
+        "remark": f"{done * len(chosen) / took:.0f} texts per second in float32; {told}kept beside the file afterwards",
     }
 
 
@@ -150,6 +155,7 @@ def main() -> list[Row]:
     options = parser(__doc__ or "")
     options.add_argument("--batch", type=int, default=32)
     options.add_argument("--classes", type=int, default=1000)
+    options.add_argument("--seconds", type=float, default=120, help="for the classes; more are reckoned")
     options.add_argument("--parts", nargs="+", default=["towers", "predict", "classes", "search"])
     given = options.parse_args()
     if given.threads:
@@ -159,7 +165,7 @@ def main() -> list[Row]:
         peer, model = models()
         rows += towers(peer, model, given.repeats, given.batch) if "towers" in given.parts else []
         rows += [predict(peer, model, given.repeats, given.batch)] if "predict" in given.parts else []
-        rows += [class_vectors(model, given.classes)] if "classes" in given.parts else []
+        rows += [class_vectors(model, given.classes, given.seconds)] if "classes" in given.parts else []
     rows += [search(max(given.repeats, 15))] if "search" in given.parts else []
     report(rows, given.json)
     return rows

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saccade.config import from_dict, override
+from saccade.config import from_dict, override, to_dict
 from saccade.data.source import open_data
 from saccade.errors import ConfigError, WeightsError
 from saccade.opening import AnyModel, as_model, load, open_for, prompter_of, with_classes, with_prompts
@@ -145,7 +146,19 @@ def start(
             model = build(described, classes=source.classes.names, overrides=parts["model"])
     elif parts["model"]:
         raise ConfigError("model.* overrides need a model by name", where=parts["model"][0])
-    notes = () if weights is None else (f"weights: {_load_weights(model, weights)}",)
+    notes: list[str] = []
+    taken: tuple[str, ...] = ()
+    if weights is not None:
+        report = _load_weights(model, weights)
+        taken = report.taken
+        notes.append(f"weights: {report}")
+    own = {
+        key: value for key, value in model.config.train_settings(taken).items() if key not in _set_by(settings, parts)
+    }
+    if own:
+        config = from_dict(TrainConfig, {**to_dict(config), **own})
+        told = ", ".join(f"{key}={json.dumps(value)}" for key, value in own.items())
+        notes.append(f"settings this model learns well with, where you set none: {told}")
     if config.strict:
         # A run that stopped at a damaged picture could not go on once that is mended: its data would be other data.
         for dataset in source.splits.values():
@@ -159,6 +172,11 @@ def resume(folder: str | Path) -> tuple[Path, Iterator[StepRecord]]:
     from saccade.engine.train import resume as run
 
     return Path(folder), run(folder)
+
+
+def _set_by(settings: Mapping[str, Any] | None, parts: Mapping[str, Sequence[str]]) -> set[str]:
+    """Fields of the training that the user has set, wherever."""
+    return {*(settings or {}), *(path.partition("=")[0].partition(".")[0] for path in parts["train"])}
 
 
 def finished(folder: str | Path) -> Run:

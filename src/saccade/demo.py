@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
 from rich.console import Console
 
-from saccade.api import explain, finished, predict, start, task_of
-from saccade.atomic import check_folder
+from saccade import render
+from saccade.api import explain, finished, predict, search, start, task_of
+from saccade.atomic import check_folder, write_bytes
 from saccade.config import to_dict
 from saccade.console import clock, print_evaluation, show_training
+from saccade.data.dataset import Dataset
+from saccade.data.decode import read_image
 from saccade.data.source import open_data
-from saccade.engine.recipes import BLOOD_CELLS, CLOTHES, NUCLEI, SINGLE_NUCLEI, Recipe
+from saccade.engine.recipes import BLOOD_CELLS, CLOTHES, EMOJI, NUCLEI, SINGLE_NUCLEI, Recipe
 from saccade.errors import RunError
+from saccade.opening import AnyModel
 from saccade.report import Part, ReportConfig, evaluate_and_report, write_page
+from saccade.report.page import Card, Section, figure, overlay, picture, verdict_of
 from saccade.tasks.base import percent
-from saccade.types import Classification, Embedding, Prediction, Segmentation
+from saccade.types import Caption, Classification, Prediction, Sample, Segmentation
 
 TASKS = (
     ("classification", CLOTHES),
     ("segmentation", NUCLEI),
     ("detection", BLOOD_CELLS),
     ("instances", SINGLE_NUCLEI),
+    ("zero_shot", EMOJI),
 )
 """Folder and recipe of each job."""
+
+SHOWN = "instances"
+"""The folder that the last line speaks of."""
+
+QUERIES = ("face", "red heart")
+"""What the zero-shot part looks for: words that people used of other pictures."""
 
 
 def run(out: Path, *, overwrite: bool, console: Console) -> Path:
@@ -42,7 +58,7 @@ def run(out: Path, *, overwrite: bool, console: Console) -> Path:
     lead = "What `saccade demo` made of the embedded data: each part is a run of its own, in a folder beside this page."
     page = write_page(out / "report.html", "Saccade demo", lead, parts)
     console.print(f"\n{clock(time.monotonic() - began)} minutes in all. Open [bold]{page}[/bold]")
-    folder = out / TASKS[-1][0]
+    folder = out / SHOWN
     console.print(f"Next: saccade predict {folder} photo.png --out maps   saccade explain {folder} photo.png")
     return page
 
@@ -66,6 +82,10 @@ def _one(folder: Path, recipe: Recipe, console: Console) -> Part:
     console.print(f"\n[bold]{folder.name}: predict[/bold]  three of them")
     held_out = source.split(split)
     samples = [held_out[index] for index in range(3)]
+    if trained.model.task == "zero_shot":
+        part = replace(part, sections=[*_in_words(trained.model, folder, held_out, console), *part.sections])
+        write_page(folder / "report.html", part.title, part.lead, [part])
+        return part
     for sample, prediction in zip(samples, predict(trained.model, [s.image for s in samples]), strict=True):
         console.print(f"  {sample.source}: {_words(prediction)}")
 
@@ -77,11 +97,61 @@ def _one(folder: Path, recipe: Recipe, console: Console) -> Part:
     return part
 
 
+def _in_words(model: AnyModel, folder: Path, held_out: Dataset, console: Console) -> list[Section]:
+    """What a model of pictures and texts is asked in words: to find, to name, and why."""
+    samples = [held_out[index] for index in range(len(held_out))]
+    return [_found(model, folder, samples, console), _named(model, held_out, samples, console)]
+
+
+def _found(model: AnyModel, folder: Path, samples: Sequence[Sample], console: Console) -> Section:
+    """The held-out pictures, in a folder, and which of them words find."""
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for sample in samples:
+        buffer = io.BytesIO()
+        Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+        write_bytes(pictures / Path(sample.source).name, buffer.getvalue())
+    texts = {Path(sample.source).name: _text(sample) for sample in samples}
+    console.print(f"\n[bold]{folder.name}: search[/bold]  in {len(samples)} held-out pictures")
+    plots = []
+    for query in QUERIES:
+        found = search(model, pictures, query, top=5)
+        names = [texts[one.path.name] for one in found]
+        console.print(f"  {query!r}: {'; '.join(names)}")
+        images, scores = [read_image(one.path) for one in found], [one.score for one in found]
+        sheet = render.found_sheet(images, scores, names, title=f"{query}: the most similar of {len(samples)}")
+        plots.append(figure(sheet, f"Pictures found by the words {query}"))
+    note = "None of these pictures was shown in training, nor was its text. The number is the cosine with the words."
+    return Section("Found by words", note, plots=plots)
+
+
+def _named(model: AnyModel, held_out: Dataset, samples: Sequence[Sample], console: Console) -> Section:
+    """Some held-out pictures named by words alone, each with the reason."""
+    names = held_out.classes.names
+    console.print(f"\n[bold]zero_shot: predict and explain[/bold]  {len(names)} names, by their words alone")
+    cards = []
+    for sample in samples[:: max(len(samples) // 3, 1)][:3]:
+        prediction = predict(model, sample.image, classes=names)[0]
+        assert isinstance(prediction, Classification)
+        (first, _), (second, _) = top = prediction.top(2)
+        heat = explain(model, sample.image, classes=names, of=first, against=second)
+        console.print(f"  {_text(sample)!r}: {', '.join(f'{name} {percent(score)}' for name, score in top)}")
+        told = f"{first} rather than {second}"
+        pictures = [picture(sample.image, _text(sample), _text(sample)), overlay(heat, told)]
+        lines = [f"{name} {percent(score)}" for name, score in prediction.top(3)]
+        cards.append(Card(pictures, lines, sample.source, verdict_of(heat)))
+    note = "The names are read as texts. Warm places speak for the first name and against the second."
+    return Section("Named and explained by words", note, cards=cards)
+
+
+def _text(sample: Sample) -> str:
+    assert isinstance(sample.target, Caption)
+    return sample.target.texts[0]
+
+
 def _words(prediction: Prediction) -> str:
     if isinstance(prediction, Classification):
         return f"{prediction.name} {percent(prediction.score)}"
-    if isinstance(prediction, Embedding):
-        return f"a vector of {len(prediction.image)} numbers"
     if not isinstance(prediction, Segmentation):
         counts = Counter(prediction.name(index) for index in range(len(prediction.above(0.5))))
         return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing found"

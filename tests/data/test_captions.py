@@ -67,15 +67,16 @@ def test_a_table_with_words_and_categories(folder: Path) -> None:
     assert source.classes.names == ("animal", "thing")
     assert {split: len(data) for split, data in source.splits.items()} == {"train": 3, "val": 2}
     found = items(source.splits["train"])
-    assert found["a"].texts == ("a cat, asleep, kitty, house cat, pet",)
-    assert found["a"].alternatives == ("a cat, asleep", "kitty", "house cat", "pet", "kitty, house cat, pet")
-    assert found["b"].texts == ("a dog",)  # the tag says nothing new
+    assert found["a"].texts == ("a cat, asleep, kitty, house cat, pet, animal",)
+    assert found["a"].alternatives == ("a cat, asleep", "kitty", "house cat", "pet", "animal", "kitty, house cat, pet")
+    assert found["b"].texts == ("a dog, animal",)  # the tag says nothing new
+    assert found["b"].alternatives == ("a dog", "animal")
     train = source.splits["train"]
     assert isinstance(train, Labelled)
     assert train.labels().tolist() == [0, 0, 1]
     sample = train[1]
     assert isinstance(sample.target, Caption)
-    assert sample.target.texts == ("a dog",)
+    assert sample.target.texts == ("a dog, animal",)
     assert sample.image.shape == (3, 6, 6)
 
 

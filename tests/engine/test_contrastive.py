@@ -14,7 +14,9 @@ import torch
 from lightning_fabric import Fabric
 
 from saccade.data.loader import Loader, LoaderConfig
+from saccade.engine.checkpoint import load_model
 from saccade.engine.contrastive import ContrastivePass, still_statistics
+from saccade.engine.evaluate import evaluate
 from saccade.engine.failure import seed_step
 from saccade.engine.plan import TrainConfig
 from saccade.engine.train import train
@@ -160,3 +162,22 @@ def test_two_processes_see_the_texts_of_both(tmp_path, new_clip, captions, chunk
     lines = [(tmp_path / run / "history.jsonl").read_text().splitlines() for run in ("one", "two")]
     for one, two in zip(*lines, strict=True):
         assert json.loads(two)["total"] == pytest.approx(json.loads(one)["total"], rel=1e-3)
+
+
+@pytest.mark.parametrize("chunk", [0, 5])
+def test_cached_features_of_a_frozen_tower_teach_the_words(tmp_path, captions, new_clip, chunk) -> None:
+    model, start = new_clip("clip_words_test"), new_clip("clip_words_test").state_dict()
+    settings = {"freeze": ("backbone",), "epochs": 30, "batch_size": 12, "learning_rate": 0.02, "ema_decay": 0.0}
+    config = TrainConfig(**settings, chunk=chunk, device="cpu", precision="32")
+    records = list(train(model, captions, config, out=tmp_path / "run"))
+    assert any("computed once" in note for note in records[0].notes)
+    for name, value in model.state_dict().items():
+        if name.startswith("backbone."):
+            assert torch.equal(value, start[name]), name
+    losses = [record.total for record in records if record.kind == "epoch"]
+    assert losses[-1] < 0.8 * losses[0]
+    # Measured on cached vectors while training, on pictures now.
+    best = load_model(tmp_path / "run" / "best.safetensors")
+    measured = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
+    evaluation = evaluate(best, captions.splits["val"])
+    assert evaluation.metrics["text_to_image_5"] == pytest.approx(measured["text_to_image_5"])

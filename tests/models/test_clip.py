@@ -243,3 +243,75 @@ def test_patches_of_a_picture_without_structure_are_the_picture() -> None:
 def test_wrong_configs_are_refused(override: dict, message: str) -> None:
     with pytest.raises((ConfigError, InputError), match=message):
         create("clip_test", overrides=override)
+
+
+# --- a bag of words
+
+
+def words_model(texts: list[str]) -> Clip:
+    config = find_config("clip_words_test").fitted(lambda: texts)
+    torch.manual_seed(0)
+    model = create(config)
+    assert isinstance(model, Clip)
+    return model.eval()
+
+
+def test_a_bag_of_words_is_the_mean_of_its_words() -> None:
+    model = words_model(["red dot", "blue dot", "red cat"])
+    both, turned = model.encode_text(["red dot", "dot red"])
+    torch.testing.assert_close(both, turned)
+    tokens = model.tokenizer(["red", "dot"])
+    assert tokens.ends.tolist() == [2, 2]  # each word is one token, for it is in the captions
+    red, dot = model.text.tokens(tokens.ids[:, 1])
+    torch.testing.assert_close(both, torch.nn.functional.normalize(red + dot, dim=0))
+    torch.testing.assert_close(model.encode_text(["red"])[0], torch.nn.functional.normalize(red, dim=0))
+
+
+def test_words_of_no_caption_say_nothing() -> None:
+    model = words_model(["red dot", "blue dot", "red cat"])
+    assert model.unknown(["red", "zebra", "a zebra dot"]) == ["zebra"]
+    alone, beside = model.encode_text(["dot", "zebra dot"])
+    torch.testing.assert_close(alone, beside)
+
+
+def test_words_are_left_out_in_training_only_and_never_all() -> None:
+    model = words_model(["red dot", "blue dot", "red cat"])
+    text = ["red dot"]
+    whole = model.encode_text(text)
+    torch.testing.assert_close(model.encode_text(text), whole)
+    model.train()
+    torch.manual_seed(0)
+    seen = torch.cat([model.encode_text(text) for _ in range(60)]).detach()
+    allowed = torch.cat([whole, model.encode_text(["red"]), model.encode_text(["dot"])]).detach()
+    nearest = (seen @ allowed.T).max(dim=1)
+    torch.testing.assert_close(nearest.values, torch.ones(60))
+    assert set(nearest.indices.tolist()) == {0, 1, 2}
+
+
+def test_what_all_features_have_in_common_does_not_matter_to_a_normalised_vector() -> None:
+    model = words_model(["red dot"])
+    pooled = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.project_pooled(pooled), model.project_pooled(7 * pooled + 3), rtol=0, atol=1e-5)
+
+
+def test_a_trained_backbone_stays_and_its_words_are_learned() -> None:
+    config = find_config("clip_words_test")
+    assert config.train_settings([]) == {}
+    assert config.train_settings(["backbone.conv.weight"])["freeze"] == ["backbone"]
+    assert config.train_settings(["backbone.conv.weight", "text.tokens.weight"]) == {}
+    assert find_config("clip_test").train_settings(["backbone.conv.weight"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text.depth": 0}, "the mean of the words is read; expected 'mean'"),
+        ({"text.word_dropout": 0.5}, "the mean of the words is read; expected 'mean'"),
+        ({"text.word_dropout": 1.0, "text.pool": "mean"}, "word_dropout in \\[0, 1\\)"),
+        ({"text.token_weights": [1.0]}, "there are 1 weights for 514 tokens; expected one per token"),
+        ({"image_dropout": 1.0}, "image_dropout is 1.0; expected in \\[0, 1\\)"),
+    ],
+)
+def test_wrong_bags_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        create("clip_test", overrides=options)

@@ -13,7 +13,7 @@ import torch
 from tokenizers import models, pre_tokenizers, processors
 
 from saccade.errors import ConfigError, InputError
-from saccade.text.tokenizer import Tokenizer, TokenizerConfig, build_tokenizer, train_merges
+from saccade.text.tokenizer import Tokenizer, TokenizerConfig, build_tokenizer, rarity, train_merges
 
 # Made with the tokenizer of https://github.com/openai/CLIP (MIT, Copyright (c) 2021 OpenAI).
 VECTORS = json.loads(Path(__file__).with_name("token_vectors.json").read_text(encoding="utf-8"))
@@ -148,3 +148,23 @@ def test_damaged_vocabularies_are_refused() -> None:
         build_tokenizer(TokenizerConfig(kind="trained", vocab_size=600, merges=("ab",)))
     with pytest.raises(ConfigError, match="no vocabulary of the library tokenizers"):
         build_tokenizer(TokenizerConfig(kind="library", definition="{}"))
+
+
+def test_rarity_is_the_inverse_document_frequency() -> None:
+    texts = ["red dot", "red cat", "red red sun", "blue dot"]
+    config = TokenizerConfig(kind="trained", context=24, vocab_size=600, merges=train_merges(texts, 600))
+    tokenizer = build_tokenizer(config)
+    weights = rarity(tokenizer, texts)
+    assert len(weights) == tokenizer.vocab_size
+
+    def weight(word: str) -> float:
+        ids = tokenizer([word]).ids[0]
+        assert len(ids) == 3  # one token between start and end
+        return weights[int(ids[1])]
+
+    assert weight("sun") == pytest.approx(1.0)  # one of four texts: log 4 / log 4
+    assert weight("dot") == pytest.approx(0.5)  # two of four
+    assert weight("red") == pytest.approx(0.2075, abs=1e-4)  # three of four, twice in one of them: log(4 / 3) / log 4
+    start, end = tokenizer(["sun"]).ids[0, [0, 2]].tolist()
+    assert weights[start] == weights[end] == 0.0  # every text has them
+    assert weights[int(tokenizer(["z"]).ids[0, 1])] == 0.0  # no text has it

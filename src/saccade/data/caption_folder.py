@@ -158,17 +158,25 @@ def _categories(found: _Found) -> tuple[Classes, list[str]]:
 
 
 def _item(picture: Path | ShardMember, rows: Sequence[CaptionRow], classes: Classes) -> CaptionItem:
-    """One picture: each caption with the other words behind it; caption and words alone are alternatives."""
+    """One picture: each caption with the other words and the category behind it; each of these alone is an alternative.
+
+    The name of a category is a text like the others, or else no model could know what is meant by it.
+    """
     captions = list(dict.fromkeys(text for row in rows for text in row.texts))
     words = list(dict.fromkeys(word for row in rows for word in row.words))
+    category = next((row.category for row in rows if row.category), None)
+    named = category if category is not None and classes.names else None
     texts, alternatives = [], []
     for caption in captions:
         others = [word for word in words if word.lower() not in caption.lower()]
-        texts.append(", ".join([caption, *others]))
-        alternatives += [caption, *others, *([", ".join(others)] if others else [])]
-    category = next((row.category for row in rows if row.category), None)
-    label = classes.id(category) if category is not None and classes.names else -1
-    return CaptionItem(picture, tuple(texts), tuple(alternatives) if words else (), label)
+        said = [caption, *others]
+        if named is not None and named.lower() not in {word.lower() for word in said}:
+            said.append(named)
+        texts.append(", ".join(said))
+        alternatives += [*said, *([", ".join(others)] if len(others) > 1 else [])]
+    label = -1 if named is None else classes.id(named)
+    is_alone = not words and named is None
+    return CaptionItem(picture, tuple(texts), () if is_alone else tuple(alternatives), label)
 
 
 def _splits(

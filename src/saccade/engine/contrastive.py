@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from saccade.data.loader import Batch
 from saccade.engine.failure import seed_step
 from saccade.models.base import VisionModel
-from saccade.types import Caption, ImageBatch, Losses, Target
+from saccade.types import Caption, Losses, Target
 
 
 class ContrastivePass:
@@ -125,7 +125,8 @@ class ContrastivePass:
 
 
 def _part(batch: Batch, rows: slice) -> Batch:
-    images = ImageBatch(batch.images.pixels[rows], batch.images.sizes[rows], batch.images.geometries[rows])
+    whole = batch.images
+    images = replace(whole, pixels=whole.pixels[rows], sizes=whole.sizes[rows], geometries=whole.geometries[rows])
     return replace(
         batch, images=images, targets=batch.targets[rows], sources=batch.sources[rows], indices=batch.indices[rows]
     )

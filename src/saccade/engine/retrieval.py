@@ -284,7 +284,7 @@ def embed_query(model: VisionModel[Any, Any, Any], query: str | ImageSource) -> 
             picture files do, is taken for a path.
 
     Raises:
-        InputError: empty words.
+        InputError: empty words, or none that the model knows.
         ImageError: a picture that cannot be read.
         ConfigError: words for a model that knows none.
     """
@@ -298,7 +298,11 @@ def embed_query(model: VisionModel[Any, Any, Any], query: str | ImageSource) -> 
                 remedy="or choose a model with words (saccade models --task zero_shot)",
             )
         with evaluating(model), torch.no_grad():
-            return model.encode_text([query]).float().cpu()
+            vector = model.encode_text([query]).float().cpu()
+        if not vector.any():
+            told = f"the model knows no word of {query!r}"
+            raise InputError(told, where="query", expected="words of the captions it was trained on")
+        return vector
     return embed_pictures(model, [read_image(query)])
 
 

@@ -47,7 +47,8 @@ def classifier_of(
         file: the weights of the model, where they come from a file of ours.
 
     Raises:
-        InputError: no names, names that are empty or repeat, a template without a place for the name.
+        InputError: no names, names that are empty or repeat, a name without a word that the model knows, a template
+            without a place for the name.
     """
     assert isinstance(model, Clip)
     if classes is None:
@@ -62,6 +63,12 @@ def classifier_of(
     place = None if file is None else _place(file, names, chosen)
     known = None if place is None else _read(place, len(names))
     if known is None:
+        if unknown := model.unknown(names):
+            raise InputError(
+                f"the model knows no word of {unknown[0]!r}",
+                where="classes",
+                expected="words of the captions it was trained on",
+            )
         with evaluating(model), torch.no_grad():
             known = model.class_embeddings(names, chosen)
         if place is not None:

@@ -7,7 +7,7 @@ choose what is computed; they enter the numbers in ``loss``.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -51,6 +51,14 @@ class ModelConfig(Config):
     def fitted(self, texts: Callable[[], Iterable[str]]) -> ModelConfig:
         """The same config with what it learns from the texts of the training data before it is built; most: nothing."""
         return self
+
+    def train_settings(self, taken: Collection[str]) -> Mapping[str, Any]:
+        """Fields of a training that this model learns well with, where the user sets no others; most models: none.
+
+        Args:
+            taken: names of the parameters that start from given weights.
+        """
+        return {}
 
     def build(self) -> VisionModel[Any, Any, Any]:
         """The model, with random weights."""

@@ -45,6 +45,11 @@ class TowerConfig(ModelConfig):
     """Activation of that layer."""
     image_projection: Projection = "linear"
     """From the width of the backbone to that of the shared space."""
+    image_norm: bool = False
+    """Whether the pooled vector gets mean 0 and variance 1 before the projection, as features trained for something
+    else need it, which may be of any size."""
+    image_dropout: float = 0.0
+    """Share of the pooled vector that a training sets to zero; against few pictures learned by heart."""
     embed_dim: int = 512
     """Width D of the shared space."""
 
@@ -56,6 +61,8 @@ class TowerConfig(ModelConfig):
             raise ConfigError(told, where="pool", expected="'average' or 'attention'")
         if self.embed_dim < 1 or self.pool_heads < 1 or self.pool_mlp_ratio < 0:
             raise ConfigError("embed_dim and pool_heads are at least 1, pool_mlp_ratio at least 0", where="embed_dim")
+        if not 0 <= self.image_dropout < 1:
+            raise ConfigError(f"image_dropout is {self.image_dropout}", where="image_dropout", expected="in [0, 1)")
         if isinstance(backbone, ViTConfig):
             if backbone.moe.num_experts:
                 raise ConfigError("a tower of pictures and texts has no experts", where="backbone.moe.num_experts")
@@ -97,7 +104,16 @@ class ImageTower(VisionModel[OutputsT, TargetT, PredictionT], Generic[OutputsT, 
 
     def encode_images(self, images: ImageBatch) -> Tensor:
         """Where pictures lie in the shared space, ``[B, D]`` float32 of length 1."""
-        return unit(self.image_projection(self.pooled(images)))
+        return self.project_pooled(self.pooled(images))
+
+    def project_pooled(self, pooled: Tensor) -> Tensor:
+        """Pooled vectors ``[..., C]`` to the shared space, ``[..., D]`` float32 of length 1."""
+        config = self.config
+        if config.image_norm:
+            pooled = F.layer_norm(pooled, pooled.shape[-1:])
+        if config.image_dropout:
+            pooled = F.dropout(pooled, config.image_dropout, self.training)
+        return unit(self.image_projection(pooled))
 
     def pooled(self, images: ImageBatch) -> Tensor:
         """The pooled vectors ``[B, C]`` before the projection."""
@@ -122,7 +138,7 @@ class ImageTower(VisionModel[OutputsT, TargetT, PredictionT], Generic[OutputsT, 
         tokens = cells.flatten(2).transpose(1, 2)
         if self.pool is not None:
             tokens = self.pool.values(tokens)
-        vectors = unit(self.image_projection(tokens)).transpose(1, 2)
+        vectors = self.project_pooled(tokens).transpose(1, 2)
         return torch.unflatten(vectors, 2, cells.shape[2:])
 
     def explain_spec(self) -> ExplainSpec:

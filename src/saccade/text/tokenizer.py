@@ -15,6 +15,7 @@ import functools
 import gzip
 import html
 import json
+import math
 import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -221,6 +222,20 @@ def train_merges(texts: Iterable[str], vocab_size: int) -> tuple[str, ...]:
     learned = json.loads(library.to_str())["model"]["merges"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in learned]
     return tuple(merges[: vocab_size - 2 * 256 - _SPECIALS])
+
+
+def rarity(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[float, ...]:
+    """How rare each token is in some texts, one number in [0, 1] per token; 0 for those that no text has.
+
+    The inverse document frequency (Sparck Jones 1972), ``log(N / n)`` for a token that n of the N texts have, over
+    ``log N``, so that a token of a single text gets 1.
+    """
+    counts = torch.zeros(tokenizer.vocab_size, dtype=torch.float64)
+    for text in texts:
+        counts[torch.unique(tokenizer([text], truncate=True).ids)] += 1
+    total = max(len(texts), 2)
+    weights = (total / counts).log() / math.log(total)
+    return tuple(round(weight, 4) for weight in torch.where(counts > 0, weights, 0.0).tolist())
 
 
 def _built(kind: str, merges: Sequence[str], config: TokenizerConfig) -> Tokenizer:
