@@ -25,11 +25,11 @@ EVEN = 0.8
 class Lines(Config):
     """Where the lines are drawn."""
 
-    min_structure: float = 0.2
-    """Share of weight matrices that training shows in, below which the weights look random."""
+    min_structure: float = 4.0
+    """How far the weight matrices lie above random ones, in spreads; less is "failed": nothing was learned."""
     min_response: float = 3.0
-    """The model's answer to the picture over that of its shuffled copies. Where weights look random and the answer is
-    less, nothing was learned: "failed"."""
+    """Where the weights tell nothing (few or small matrices): the model's answer to the picture over that of its
+    shuffled copies; less is "failed"."""
     clear_gain: float = 0.05
     """Over the range of the score: where insertion and deletion together are no better than chance, one of them
     must be by this, or the map is "failed"."""
@@ -82,8 +82,8 @@ def rule(figures: Figures, lines: Lines, *, is_class_agnostic: bool = False) -> 
 def has_learned(figures: Figures, lines: Lines) -> bool:
     """Whether anything shows that the model was trained: its weights, or how strongly it answers to the picture.
 
-    Where the weights can be read they decide. Elsewhere (few or small matrices, numbers of eight bits) the answers do,
-    and a model of which neither could be measured gets the benefit of the doubt.
+    Where the weights tell they decide. Elsewhere (few or small matrices, numbers of eight bits) the answers do, and a
+    model of which neither could be measured gets the benefit of the doubt.
     """
     if "structure" in figures:
         return figures["structure"] >= lines.min_structure
@@ -95,11 +95,12 @@ def _of_the_model(figures: Figures, lines: Lines) -> list[str]:
     if figures["score_range"] == 0:
         found.append("the score is the same whatever is hidden")
     elif not has_learned(figures, lines):
-        looks = "its weights look like random numbers" if "structure" in figures else "nothing shows in its weights"
-        if "response_ratio" in figures:
+        if "structure" in figures:
+            sign = "its weights look like random numbers"
+        else:
             ratio = figures["response_ratio"]
-            looks += f", and it answers to this picture {ratio:.1f} times as strongly as copies with shuffled weights"
-        found.append(f"the model cannot be told from one that has learned nothing: {looks}")
+            sign = f"it answers to this picture only {ratio:.1f} times as strongly as its copies with shuffled weights"
+        found.append(f"the model cannot be told from one that has learned nothing: {sign}")
     return found
 
 

@@ -23,20 +23,28 @@ MOST_ROWS = 512
 """Rows that are compared, evenly spread; more would only cost time."""
 
 FEWEST = 3
-"""Matrices below which a share of them says little."""
+"""Matrices below which they say too little together."""
 
-CLEAR = 5.0
-"""Spreads above what chance gives from which a matrix counts as learned; of random ones none in a million is there."""
+BOUNDS = (-3.0, 6.0)
+"""What one matrix may count, in spreads: neither rows that are orthogonal by design nor one filter that somebody set by
+hand may decide for all."""
 
 
-def learned_share(model: nn.Module) -> float | None:
-    """Share of the weight matrices of a model whose rows are more alike than those of random ones.
+def structure(model: nn.Module) -> float | None:
+    """How far the weight matrices of a model together lie above random ones, in spreads.
 
     Biases, norms, embeddings of one row and what has fewer than eight rows or columns do not count, nor do weights that
-    are all zero or not finite, nor rows that are orthogonal by design: they are less alike than random ones.
+    are all zero or not finite.
+
+    Returns:
+        The sum of what each matrix lies above chance over the root of their number (Stouffer's rule), about normal with
+        mean 0 and spread 1 for random weights; None where there are fewer than three such matrices.
     """
     found = [excess for excess in map(row_excess, model.parameters()) if excess is not None]
-    return sum(excess > CLEAR for excess in found) / len(found) if len(found) >= FEWEST else None
+    if len(found) < FEWEST:
+        return None
+    low, high = BOUNDS
+    return sum(min(max(excess, low), high) for excess in found) / math.sqrt(len(found))
 
 
 def row_excess(weight: Tensor) -> float | None:

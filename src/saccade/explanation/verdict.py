@@ -32,7 +32,7 @@ from saccade.explanation.record import undisturbed, unwrap
 from saccade.explanation.rules import Lines, Status, rule
 from saccade.explanation.scores import region_of
 from saccade.explanation.scramble import Extent, scrambled
-from saccade.explanation.structure import learned_share
+from saccade.explanation.structure import structure
 from saccade.explanation.trials import answers_of, areas, both_games, cells_of, movement, pooled, strengths
 from saccade.types import ExplainSpec, ImageBatch
 
@@ -86,10 +86,10 @@ class Verdict:
         figures: what was measured, by name: ``deletion``, ``insertion`` and their controls ``deletion_random``,
             ``deletion_centre``, ``insertion_centre`` are areas in units of the score; ``advantage`` is (insertion -
             deletion) / ``score_range``, and ``advantage_chance`` how far random orders get from 0 in it (root mean
-            square); ``structure`` is the share of weight matrices that training shows in; ``response_ratio`` is the
-            change of the model's answer between picture and blank over that of its shuffled copies; ``similarity``
-            (signed) and ``similarity_abs`` are rank correlations with the maps of shuffled copies; ``evenness`` is the
-            lowest value of the map over its highest. What could not be measured is missing.
+            square); ``structure`` is how far the weight matrices lie above random ones, in spreads;
+            ``response_ratio`` is the change of the model's answer between picture and blank over that of its shuffled
+            copies; ``similarity`` (signed) and ``similarity_abs`` are rank correlations with the maps of shuffled
+            copies; ``evenness`` is the lowest value of the map over its highest. What could not be measured is missing.
         cost_forwards: pictures that went through the model or a copy for this verdict, the runs of the method itself on
             shuffled copies included.
         class_agnostic: whether the method ignores what was asked.
@@ -119,8 +119,8 @@ class Judge:
         self._copies = [
             scrambled(model, kinds[index % 2], self.config.seed + index) for index in range(self.config.copies)
         ]
-        structure = learned_share(unwrap(model))
-        self._of_model: dict[str, float] = {} if structure is None else {"structure": structure}
+        above = structure(unwrap(model))
+        self._of_model: dict[str, float] = {} if above is None else {"structure": above}
 
     def __call__(
         self, images: ImageBatch, scores: Sequence[ScoreFn], explainer: Explainer, attribution: Attribution
