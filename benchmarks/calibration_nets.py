@@ -1,8 +1,8 @@
 """Networks with known ground truth, trained within a minute or two on drawn scenes, for the calibration of the verdict.
 
 A scene is coloured shapes on a textured ground; kind and colour of a shape go together, and its pixels are known. In a
-marked scene the shapes tell nothing: a black and white sign carries the class. It stands in the corner of the picture,
-or, where the network says something about each object, at the corner of each of them.
+marked scene the shapes tell nothing: the colour of a square, the sign, carries the class. It stands in the corner of
+the picture, or, where the network says something about each object, at the corner of each of them.
 
 N objects · K classes · h, w picture
 """
@@ -26,6 +26,8 @@ Task = Literal["classification", "semantic", "objects"]
 
 KINDS = ("disc", "block", "wedge", "cross", "ring")
 COLOURS = ((230, 51, 51), (51, 204, 77), (51, 77, 230), (230, 217, 51), (217, 77, 217))
+SIGNS = ((255, 255, 255), (0, 0, 0), (0, 225, 235), (250, 150, 0), (110, 60, 10))
+"""Colours of the signs of the classes; no shape has them."""
 SIGN = 8
 """Side of a sign in pixels."""
 
@@ -103,7 +105,7 @@ def draw(side: int, most: int, kinds: int, seed: int, *, marked: Literal["no", "
         colour = torch.tensor(COLOURS[kind])[:, None] + some(-25, 25, 3, 1)
         image[:, mask] = colour + some(-19, 19, 1, int(mask.sum()))
         if marked != "no":
-            image[:, top : top + SIGN, left : left + SIGN] = _sign(label) * 255
+            image[:, top : top + SIGN, left : left + SIGN] = torch.tensor(SIGNS[label]).view(3, 1, 1).float()
         taken |= near
         labels.append(label)
         masks.append(mask)
@@ -122,12 +124,6 @@ def _shape(kind: int, down: Tensor, right: Tensor) -> Tensor:
         ((down.abs() < 0.3) | (right.abs() < 0.3)) & (down.abs() < 1) & (right.abs() < 1),
         (circle < 1) & (circle > 0.35),
     ][kind]
-
-
-def _sign(label: int) -> Tensor:
-    """A black and white sign ``[SIGN, SIGN]``, another for each class."""
-    down, right = torch.meshgrid(torch.arange(SIGN), torch.arange(SIGN), indexing="ij")
-    return [down % 2, right % 2, (down // 2 + right // 2) % 2, (down + right) % 4 // 2, (down // 4) % 2][label].float()
 
 
 class ConvNet(nn.Module):
