@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -233,6 +234,22 @@ FAMILIES = (
     Family("Mask R-CNN", "objects", _mask_rcnn, 64, 3, 3, 300, 4, 1e-2),
     Family("YOLO", "objects", _yolo, 64, 3, 3, 700, 8, 1e-2),
 )
+
+
+def kept(folder: Path | None, family: Family, seed: int, *, is_marked: bool) -> Any:
+    """A trained network, from a folder where it was kept; trained now, and kept there, where it was not."""
+    if folder is None:
+        return trained(family, seed, is_marked=is_marked)
+    path = folder / f"{family.name.replace(' ', '_')}_{seed}{'_marked' if is_marked else ''}.pt"
+    if path.is_file():
+        model = family.build().eval()
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return model
+    model = trained(family, seed, is_marked=is_marked)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+    return model
 
 
 def trained(family: Family, seed: int, *, is_marked: bool = False) -> Any:

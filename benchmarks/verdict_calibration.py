@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calibration_nets import FAMILIES, NAMES, Family, Scene, explainable, trained
+from calibration_nets import FAMILIES, NAMES, Family, Scene, explainable, kept
 from measure import Row, machine, table
 from saccade.errors import SaccadeError
 from saccade.explanation.attribution import Attribution, Explainer
@@ -232,12 +232,31 @@ def held_out(family: Family, seed: int, *, is_marked: bool) -> Iterator[Scene]:
         yield family.scene(50_000_000 + 10_000 * seed + index, is_marked=is_marked)
 
 
-def run(families: Sequence[Family], seeds: int, pictures: int, random: int) -> list[Row]:
-    """All rows of the study."""
+@dataclass(frozen=True)
+class Sizes:
+    """How much is done.
+
+    Attributes:
+        seeds: networks of each kind.
+        pictures: scenes for each network.
+        random: networks that know nothing, for each seed.
+        networks: where trained networks are kept; None: nowhere.
+    """
+
+    seeds: int
+    pictures: int
+    random: int
+    networks: Path | None
+
+
+def run(families: Sequence[Family], sizes: Sizes, keep: Callable[[list[Row]], None]) -> list[Row]:
+    """All rows of the study; what is there is kept after each network."""
     rows: list[Row] = []
-    for family in families:
-        for seed in range(seeds):
-            model, began = trained(family, seed), time.perf_counter()
+    pictures, random = sizes.pictures, sizes.random
+    for seed in range(sizes.seeds):
+        for family in families:
+            began = time.perf_counter()
+            model = kept(sizes.networks, family, seed, is_marked=False)
             rows += examine(family, model, held_out(family, seed, is_marked=False), pictures, "trained", seed)
             for number in range(random // 4):
                 # Two networks are shuffled in every way, with other dice each time.
@@ -246,8 +265,9 @@ def run(families: Sequence[Family], seeds: int, pictures: int, random: int) -> l
                     one = held_out(family, 100 + 1000 * seed + number, is_marked=False)
                     rows += examine(family, _willing(other), one, 1, f"random, {extent} shuffled", seed)
             rows += _of_fresh(family, seed, random)
-            marked = trained(family, seed, is_marked=True)
+            marked = kept(sizes.networks, family, seed, is_marked=True)
             rows += examine(family, marked, held_out(family, seed, is_marked=True), pictures, "marked", seed)
+            keep(rows)
             print(f"{family.name}, seed {seed}: {len(rows)} maps, {time.perf_counter() - began:.0f} s", flush=True)
     return rows
 
@@ -338,6 +358,13 @@ def _line(family: str, question: str, rows: Sequence[Row], lines: Lines) -> Row:
     }
 
 
+def written(path: Path, data: Any) -> None:
+    """Whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
 def main() -> None:
     """Run the study, print the tables, save the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -346,6 +373,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=12, help="held-out scenes for each network")
     parser.add_argument("--random", type=int, default=12, help="networks that know nothing, for each seed")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "verdict_calibration.json")
+    parser.add_argument("--networks", type=Path, default=None, help="keep trained networks here, and use those there")
     parser.add_argument("--rows", type=Path, default=None, help="keep every row here, or count those of an earlier run")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -354,9 +382,8 @@ def main() -> None:
         rows = json.loads(chosen.rows.read_text(encoding="utf-8"))
     else:
         families = [family for family in FAMILIES if family.name in chosen.families]
-        rows = run(families, chosen.seeds, chosen.pictures, chosen.random)
-        if chosen.rows is not None:
-            chosen.rows.write_text(json.dumps(rows), encoding="utf-8")
+        sizes = Sizes(chosen.seeds, chosen.pictures, chosen.random, chosen.networks)
+        rows = run(families, sizes, lambda found: None if chosen.rows is None else written(chosen.rows, found))
     lines = Lines()
     for half, parity in (("lines drawn on (even seeds)", 0), ("held out (odd seeds)", 1)):
         print(f"\n{half}")
@@ -372,9 +399,7 @@ def main() -> None:
         "config": asdict(VerdictConfig()),
     }
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
-    part_file = chosen.json.with_name(chosen.json.name + ".part")
-    part_file.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
-    part_file.replace(chosen.json)
+    written(chosen.json, saved)
     print(f"largest cost {saved['largest_cost']} pictures; {saved['seconds']:.0f} s; {chosen.json}")
 
 
