@@ -27,6 +27,8 @@ Task = Literal["classification", "semantic", "objects"]
 
 KINDS = ("disc", "block", "wedge", "cross", "ring")
 COLOURS = ((230, 51, 51), (51, 204, 77), (51, 77, 230), (230, 217, 51), (217, 77, 217))
+GREY = (128, 128, 128)
+"""Of shapes that carry a sign."""
 SIGNS = ((255, 255, 255), (0, 0, 0), (0, 225, 235), (250, 150, 0), (110, 60, 10))
 """Colours of the signs of the classes; no shape has them."""
 SIGN = 8
@@ -103,7 +105,7 @@ def draw(side: int, most: int, kinds: int, seed: int, *, marked: Literal["no", "
         near = F.max_pool2d(mask[None, None].float(), 5, 1, 2)[0, 0] > 0
         if bool((near & taken).any()):
             continue
-        colour = torch.tensor(COLOURS[kind])[:, None] + some(-25, 25, 3, 1)
+        colour = torch.tensor(GREY if marked == "object" else COLOURS[kind])[:, None] + some(-25, 25, 3, 1)
         image[:, mask] = colour + some(-19, 19, 1, int(mask.sum()))
         if marked != "no":
             image[:, top : top + SIGN, left : left + SIGN] = torch.tensor(SIGNS[label]).view(3, 1, 1).float()

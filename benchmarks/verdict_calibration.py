@@ -381,7 +381,8 @@ def main() -> None:
     if chosen.rows is not None and chosen.rows.is_file():
         rows = json.loads(chosen.rows.read_text(encoding="utf-8"))
     else:
-        families = [family for family in FAMILIES if family.name in chosen.families]
+        named = {family.name: family for family in FAMILIES}
+        families = [named[name] for name in chosen.families]
         sizes = Sizes(chosen.seeds, chosen.pictures, chosen.random, chosen.networks)
         rows = run(families, sizes, lambda found: None if chosen.rows is None else written(chosen.rows, found))
     lines = Lines()
