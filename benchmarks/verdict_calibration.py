@@ -1,178 +1,67 @@
-"""Where the lines of the verdict are drawn, and how well they separate.
+"""Where the lines of the verdict are drawn, and how often it is right on networks with known ground truth.
 
-Run ``python benchmarks/verdict_calibration.py``. Small networks are trained for a minute or so on drawn scenes (a shape
-on a textured ground, its mask known) and explained on held-out pictures that they get right; the same networks, never
-trained, are explained too. A further network is trained on scenes in which a mark in the corner gives the class away.
-What is counted is how many maps come out as supported, weak or failed. ``docs/verdict.md`` holds the table of the last
-run and what follows from it.
+Run ``python benchmarks/verdict_calibration.py``. Small networks of every task (``calibration_nets.py``) are trained on
+drawn scenes, of which it is known which pixels decide, and explained on held-out scenes that they get right. Others are
+trained on scenes where only a planted sign gives the class away. Others know nothing: fresh weights, or trained ones
+shuffled. Their maps are judged as ``saccade explain`` judges them, and counted.
+
+Networks of even seeds are there to draw the lines by, those of odd seeds to report on; no picture is in both. A map is
+called good where the network is right, the method is no control, and the deciding pixels hold at least twice the share
+of the evidence that chance would put there. Intervals are Wilson's, 95 %; maps of one network are not independent of
+each other, so the true ones are somewhat wider.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.explanation.adapt import adapt
-from saccade.explanation.attention import AttentionRelevance
+from calibration_nets import FAMILIES, NAMES, Family, Scene, explainable, kept
+from measure import Row, machine, table
+from saccade.errors import SaccadeError
 from saccade.explanation.attribution import Attribution, Explainer
-from saccade.explanation.cam import EigenCAM, GradCAM, HiResCAM
+from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
 from saccade.explanation.faithfulness import energy_inside
-from saccade.explanation.gradients import GuidedBackprop
-from saccade.explanation.perturbation import Occlusion
-from saccade.explanation.scores import class_score
-from saccade.explanation.verdict import Judge, VerdictConfig
-from saccade.ops.image import Preprocess
+from saccade.explanation.gradients import Gradient
+from saccade.explanation.perturbation import DRISE
+from saccade.explanation.questions import Question
+from saccade.explanation.rules import Lines, rule
+from saccade.explanation.scramble import scrambled
+from saccade.explanation.verdict import VerdictConfig
+from saccade.ops.boxes import box_iou
 from saccade.types import ImageBatch
 
-SIDE = 48
-NUM_CLASSES = 5
-COLOURS = ((0.9, 0.2, 0.2), (0.2, 0.8, 0.3), (0.2, 0.3, 0.9), (0.9, 0.85, 0.2), (0.85, 0.3, 0.85))
-PREPROCESS = Preprocess(size=(SIDE, SIDE), policy="stretch", mean=(0.5,) * 3, std=(0.25,) * 3)
-
-
-def scenes(count: int, seed: int, *, mark: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised pictures, labels, and masks of what gives the class away (the shape, or the mark in the corner)."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
-
-    rows, columns = torch.meshgrid(torch.arange(SIDE) + 0.5, torch.arange(SIDE) + 0.5, indexing="ij")
-    labels = torch.randint(NUM_CLASSES, (count,), generator=generator)
-    pictures, masks = torch.empty(count, 3, SIDE, SIDE), torch.zeros(count, SIDE, SIDE, dtype=torch.bool)
-    for index in range(count):
-        ground = draw(3, 1, 1) * 0.6 + 0.2
-        texture = F.interpolate(draw(1, 1, 6, 6), (SIDE, SIDE), mode="bilinear")[0] * 0.5 - 0.25
-        noise = torch.randn(3, SIDE, SIDE, generator=generator) * 0.04
-        radius = draw(1) * 4 + 8
-        centre = draw(2) * (SIDE - 26) + 13
-        down, right = (rows - centre[0]) / radius, (columns - centre[1]) / radius
-        # With a mark the shape says nothing: it is drawn at random, and the mark carries the class.
-        kind = int(torch.randint(NUM_CLASSES, (1,), generator=generator)) if mark else int(labels[index])
-        shape = _shape(kind, down, right)
-        # Shape and colour go together, so that every network learns within a minute; grounds have any colour.
-        colour = torch.tensor(COLOURS[kind]).view(3, 1, 1) + draw(3, 1, 1) * 0.2 - 0.1
-        picture = torch.where(shape, colour + (draw(1, SIDE, SIDE) - 0.5) * 0.15, ground + texture + noise)
-        masks[index] = shape
-        if mark:
-            masks[index] = False
-            masks[index, 2:10, 2:10] = True
-            picture[:, 2:10, 2:10] = _mark(int(labels[index]))
-        pictures[index] = picture.clamp(0, 1)
-    return (pictures - 0.5) / 0.25, labels, masks
-
-
-def _shape(kind: int, down: Tensor, right: Tensor) -> Tensor:
-    circle = down.square() + right.square()
-    return [
-        circle < 1,
-        (down.abs() < 0.85) & (right.abs() < 0.85),
-        (down < 0.8) & (down > -1) & (right.abs() < (down + 1) * 0.6),
-        ((down.abs() < 0.3) | (right.abs() < 0.3)) & (down.abs() < 1) & (right.abs() < 1),
-        (circle < 1) & (circle > 0.35),
-    ][kind]
-
-
-def _mark(kind: int) -> Tensor:
-    """An 8 x 8 black and white sign, another for each class."""
-    place = torch.arange(8)
-    down, right = place[:, None].expand(8, 8), place[None, :].expand(8, 8)
-    sign = [down % 2, right % 2, (down // 2 + right // 2) % 2, (down + right) % 4 // 2, (down // 4) % 2][kind]
-    return sign.float().expand(3, 8, 8)
-
-
-class ConvNet(nn.Module):
-    """Five convolutions, global average pooling, one linear layer."""
-
-    def __init__(self, *, has_norm: bool) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for index, width in enumerate((16, 24, 32, 48, 64)):
-            layers.append(nn.Conv2d(channels, width, 3, 1 + index % 2, 1, bias=not has_norm))
-            layers += [nn.BatchNorm2d(width)] if has_norm else []
-            layers.append(nn.ReLU())
-            channels = width
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(channels, NUM_CLASSES)
-        if not has_norm:
-            # Without norms the default initialiser, a sixth of the variance, would not learn in the time there is.
-            for layer in self.body:
-                if isinstance(layer, nn.Conv2d):
-                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Logits ``[B, K]``."""
-        logits: Tensor = self.head(self.body(pixels).mean((2, 3)))
-        return logits
-
-
-class PatchNet(nn.Module):
-    """A small pre-norm transformer over 6 x 6 patches with a class token."""
-
-    def __init__(self, width: int = 64, depth: int = 4) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, width, 6, 6)
-        self.token = nn.Parameter(torch.zeros(1, 1, width))
-        self.places = nn.Parameter(torch.randn(1, (SIDE // 6) ** 2 + 1, width) * 0.02)
-        layer = nn.TransformerEncoderLayer(width, 4, 3 * width, 0.0, F.gelu, batch_first=True, norm_first=True)
-        self.blocks = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, NUM_CLASSES)
-        for parameter in self.blocks.parameters():
-            if parameter.ndim > 1:
-                nn.init.trunc_normal_(parameter, std=0.02)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Logits ``[B, K]``."""
-        tokens = self.patches(pixels).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.token.expand(len(tokens), -1, -1), tokens], dim=1) + self.places
-        logits: Tensor = self.head(self.norm(self.blocks(tokens))[:, 0])
-        return logits
-
-
-def train(model: nn.Module, steps: int, peak: float, *, mark: bool = False) -> float:
-    """Train in place; returns the accuracy on held-out scenes."""
-    pictures, labels, _ = scenes(1500, 1, mark=mark)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, steps)
-    model.train()
-    for step in range(steps):
-        chosen = torch.randint(len(labels), (32,))
-        batch = pictures[chosen] if mark or step % 2 else pictures[chosen].flip(3)
-        loss = F.cross_entropy(model(batch), labels[chosen])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    model.eval()
-    held, truth, _ = scenes(300, 2, mark=mark)
-    with torch.no_grad():
-        return float((model(held).argmax(1) == truth).float().mean())
+NEAR = 5
+"""Pixels around an object that belong to what decides about it: its border and what it stands on."""
+GOOD = 2.0
+"""Times the share of the evidence that chance would put on the deciding pixels, for a map to be called good."""
+ON_SIGN = 5.0
+"""The same for a planted sign to count as found."""
+SURE = 0.5
+"""Least score of a detection that is explained."""
 
 
 @dataclass(frozen=True)
 class Noise:
     """A control: a map drawn at random, another for every model, so that only the hiding games can find it out."""
 
-    name = "noise (control)"
-    is_signed = False
-    is_class_agnostic = False
-    is_costly = True
+    name: ClassVar[str] = "noise"
+    is_signed: ClassVar[bool] = False
+    is_class_agnostic: ClassVar[bool] = False
+    is_costly: ClassVar[bool] = True
 
     def __call__(self, model: nn.Module, images: ImageBatch, scores: Sequence[Any], spec: Any) -> Attribution:
         """Uniform noise on 7 x 7 cells."""
-        del model, spec
         seed = int(images.pixels.double().abs().sum() * 1000) % 2**31
         shape = (len(scores), len(images), 7, 7)
         return Attribution(torch.rand(shape, generator=torch.Generator().manual_seed(seed)))
@@ -180,141 +69,339 @@ class Noise:
 
 @dataclass(frozen=True)
 class Inverse:
-    """A control: HiResCAM upside down."""
+    """A control: the gradient upside down, so that what matters least comes first."""
 
-    name = "inverse (control)"
-    is_signed = True
-    is_class_agnostic = False
+    name: ClassVar[str] = "inverse"
+    is_signed: ClassVar[bool] = False
+    is_class_agnostic: ClassVar[bool] = False
 
     def __call__(self, model: nn.Module, images: ImageBatch, scores: Sequence[Any], spec: Any) -> Attribution:
-        """The evidence with the sign changed."""
-        return Attribution(-HiResCAM()(model, images, scores, spec).values)
+        """Its largest value, less its values."""
+        values = F.avg_pool2d(Gradient()(model, images, scores, spec).values, 5, 1, 2)
+        return Attribution(values.amax(dim=(2, 3), keepdim=True) - values)
 
 
-CONV_METHODS: tuple[Explainer, ...] = (
-    GradCAM(),
-    HiResCAM(),
-    Occlusion(),
-    EigenCAM(),
-    GuidedBackprop(),
-    Noise(),
-    Inverse(),
-)
-PATCH_METHODS: tuple[Explainer, ...] = (AttentionRelevance(), Occlusion(), Noise())
-GOOD = ("gradcam", "hirescam", "occlusion", "relevance")
-"""Methods that are known to work on the networks they are used on here; the rest are controls."""
+CONTROLS: dict[str, Explainer] = {"noise": Noise(), "inverse": Inverse()}
+METHODS: dict[str, dict[str, str | Explainer]] = {
+    "convolutions": {name: name for name in ("gradcam", "hirescam", "integrated_gradients", "occlusion")},
+    "transformer": {name: name for name in ("relevance", "integrated_gradients", "occlusion")},
+    "semantic": {name: name for name in ("auto", "gradient", "occlusion")},
+    "objects": {"auto": "auto", "gradient": "gradient", "drise": DRISE(num_masks=200)},
+}
+NEGATIVE: dict[str, dict[str, str | Explainer]] = {"convolutions": {"guided_backprop": "guided_backprop"}}
+"""Shown, but neither good nor bad: the methods that are known to mislead."""
 
 
-def examine(
-    name: str, model: nn.Module, data: tuple[Tensor, Tensor, Tensor], methods: Sequence[Explainer], *, only_right: bool
-) -> list[dict[str, Any]]:
-    """Explain and judge the predicted class of every picture: one row of figures each."""
-    pictures, labels, masks = data
-    adapted = adapt(model.eval(), PREPROCESS)
-    spec = adapted.explain_spec()
-    judge = Judge(adapted, spec)
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """One question about one scene.
+
+    Attributes:
+        kind: class, region, side, mask.
+        of: as ``explain`` takes it.
+        truth: ``[h, w]`` bool, the pixels that decide.
+    """
+
+    kind: str
+    of: Question
+    truth: Tensor
+
+
+def methods_of(family: Family) -> dict[str, str | Explainer]:
+    """What is tried on a family, controls included."""
+    kind = family.name.split()[0] if family.task == "classification" else family.task
+    return {**METHODS[kind], **NEGATIVE.get(kind, {}), **CONTROLS}
+
+
+def questions(family: Family, subject: Subject, scene: Scene, *, is_right: bool, is_marked: bool) -> list[Asked]:
+    """What is asked about a scene; of networks that learned something only where they are right.
+
+    Args:
+        family: of the network.
+        subject: the network.
+        scene: the scene.
+        is_right: whether the network has to be right.
+        is_marked: whether a sign decides, and not the object.
+    """
+    model: Any = subject.model
+    images = model.preprocess([scene.image])
     with torch.no_grad():
-        predicted = model(pictures).argmax(1)
-    rows = []
-    for index in range(len(labels)):
-        if only_right and predicted[index] != labels[index]:
+        outputs = model(images)
+    decisive = scene.signs if is_marked else scene.masks
+    if family.task == "classification":
+        is_so = int(outputs.argmax(1)) == int(scene.labels[0])
+        return [Asked("class", None, decisive[0])] if is_so or not is_right else []
+    if family.task == "semantic":
+        return [_region(outputs, scene, decisive)] if is_right else [Asked("region", None, scene.masks.any(0))]
+    return _objects(model, outputs, images, scene, decisive, is_right=is_right)
+
+
+def _region(outputs: Any, scene: Scene, decisive: Tensor) -> Asked:
+    """The largest object whose pixels are mostly labelled right, and of them those that are."""
+    found = outputs.logits.argmax(1)[0, : scene.image.shape[-2], : scene.image.shape[-1]]
+    rights = [mask & (found == label + 1) for label, mask in zip(scene.labels.tolist(), scene.masks, strict=True)]
+    shares = [float(right.sum()) / float(mask.sum()) for right, mask in zip(rights, scene.masks, strict=True)]
+    best = max(range(len(shares)), key=lambda index: shares[index])
+    label = int(scene.labels[best])
+    same = [index for index, other in enumerate(scene.labels.tolist()) if other == label]
+    truth = torch.stack([decisive[index] for index in same]).any(0)
+    is_signed = not torch.equal(decisive, scene.masks)
+    return Asked("region", NAMES[label], truth if is_signed else wider(truth))
+
+
+def _objects(
+    model: Any, outputs: Any, images: ImageBatch, scene: Scene, decisive: Tensor, *, is_right: bool
+) -> list[Asked]:
+    """The likeliest object that is right, asked in every way that the model can be."""
+    found = model.detections(outputs, images)[0]
+    for index in range(min(len(found), 10)):
+        which = 0
+        if is_right:
+            overlap = box_iou(found.boxes[index : index + 1].float(), scene.boxes)[0]
+            which = int(overlap.argmax())
+            is_found = float(overlap[which]) > 0.5 and int(found.labels[index]) == int(scene.labels[which])
+            if not is_found or float(found.scores[index]) < SURE:
+                continue
+        mask, sign = scene.masks[which], decisive[which]
+        box = torch.zeros_like(mask)
+        left, top, right, bottom = [int(place) for place in scene.boxes[which].tolist()]
+        box[top:bottom, left:right] = True
+        is_signed = not torch.equal(mask, sign)
+        asked = [Asked("box", f"box:{index}", sign if is_signed else wider(mask))]
+        if not is_signed:
+            asked += [Asked("side", f"box:{index}/{side}", wider(box)) for side in ("left", "bottom")]
+            asked += [Asked("mask", f"mask:{index}", wider(box))] if found.masks is not None else []
+        return asked
+    return []
+
+
+def wider(mask: Tensor) -> Tensor:
+    """A region and what is near it."""
+    return F.max_pool2d(mask[None, None].float(), 2 * NEAR + 1, 1, NEAR)[0, 0] > 0
+
+
+def examine(family: Family, model: Any, scenes: Iterator[Scene], count: int, kind: str, seed: int) -> list[Row]:
+    """Explain and judge until ``count`` scenes gave an answer: one row of figures for each map."""
+    subject = Subject(explainable(family, model))
+    is_random, is_marked = kind.startswith("random"), kind == "marked"
+    rows: list[Row] = []
+    answered = 0
+    for scene in scenes:
+        asked = questions(family, subject, scene, is_right=not is_random, is_marked=is_marked)
+        if not asked:
             continue
-        images, scores = ImageBatch.of(pictures[index : index + 1]), [class_score(int(predicted[index]))]
-        for explainer in methods:
-            found = explainer(adapted, images, scores, spec)
-            verdict = judge(images, scores, explainer, found)[0][0]
-            large = F.interpolate(found.values, (SIDE, SIDE), mode="bilinear")[0, 0]
-            inside, area = energy_inside(large, masks[index])
-            figures = {"inside": inside, "area": area, "cost": verdict.cost_forwards, **verdict.figures}
-            rows.append({"model": name, "method": explainer.name, "status": verdict.status, **figures})
+        for name, method in methods_of(family).items():
+            try:
+                heats = explain_batch(subject, [scene.image], [one.of for one in asked], ExplainOptions(method=method))
+            except SaccadeError as error:
+                if not is_random:
+                    raise
+                # A network that knows nothing may find nothing to be asked about.
+                print(f"  {family.name}, {kind}, {name}: {error}", flush=True)
+                continue
+            for one, heat in zip(asked, heats[0], strict=True):
+                assert heat.verdict is not None
+                values = heat.map.abs() if one.kind == "side" else heat.map
+                inside, area = energy_inside(values, one.truth)
+                rows.append(
+                    {
+                        "family": family.name,
+                        "kind": kind,
+                        "seed": seed,
+                        "question": one.kind,
+                        "method": name,
+                        "is_agnostic": heat.is_class_agnostic,
+                        "inside": inside,
+                        "area": area,
+                        "is_blank": heat.blank is not None,
+                        "status": heat.verdict.status,
+                        "reason": heat.verdict.reasons[0],
+                        "cost": heat.verdict.cost_forwards,
+                        "figures": dict(heat.verdict.figures),
+                    }
+                )
+        answered += 1
+        if answered == count:
+            break
     return rows
 
 
-def run(num_pictures: int, num_random: int) -> list[dict[str, Any]]:
-    """All rows of the study."""
-    kinds = {
-        "conv+norm": (lambda: ConvNet(has_norm=True), CONV_METHODS, 150, 4e-3),
-        "conv": (lambda: ConvNet(has_norm=False), CONV_METHODS, 200, 2e-3),
-        "transformer": (PatchNet, PATCH_METHODS, 350, 1.5e-3),
-    }
-    held = scenes(num_pictures, 7)
-    rows: list[dict[str, Any]] = []
-    for name, (build, methods, steps, peak) in kinds.items():
-        torch.manual_seed(0)
-        model, began = build(), time.perf_counter()
-        accuracy = train(model, steps, peak)
-        print(f"{name}: accuracy {accuracy:.1%} after {time.perf_counter() - began:.0f} s", flush=True)
-        rows += examine(f"{name} trained", model, held, methods, only_right=True)
-        for seed in range(num_random):
-            torch.manual_seed(1000 + seed)
-            one = tuple(part[seed % num_pictures : seed % num_pictures + 1] for part in held)
-            rows += examine(f"{name} random", build(), one, methods, only_right=False)  # type: ignore[arg-type]
-    torch.manual_seed(0)
-    marked = ConvNet(has_norm=True)
-    print(f"marked: accuracy {train(marked, 100, 4e-3, mark=True):.1%}", flush=True)
-    rows += examine("marked trained", marked, scenes(num_pictures, 8, mark=True), CONV_METHODS[:3], only_right=True)
+def held_out(family: Family, seed: int, *, is_marked: bool) -> Iterator[Scene]:
+    """Scenes that no network was trained on and no other seed is judged on."""
+    for index in range(400):
+        yield family.scene(50_000_000 + 10_000 * seed + index, is_marked=is_marked)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is done.
+
+    Attributes:
+        seeds: networks of each kind.
+        pictures: scenes for each network.
+        random: networks that know nothing, for each seed.
+        networks: where trained networks are kept; None: nowhere.
+    """
+
+    seeds: int
+    pictures: int
+    random: int
+    networks: Path | None
+
+
+def run(families: Sequence[Family], sizes: Sizes, keep: Callable[[list[Row]], None]) -> list[Row]:
+    """All rows of the study; what is there is kept after each network."""
+    rows: list[Row] = []
+    pictures, random = sizes.pictures, sizes.random
+    for seed in range(sizes.seeds):
+        for family in families:
+            began = time.perf_counter()
+            model = kept(sizes.networks, family, seed, is_marked=False)
+            rows += examine(family, model, held_out(family, seed, is_marked=False), pictures, "trained", seed)
+            for number in range(random // 4):
+                # Two networks are shuffled in every way, with other dice each time.
+                for extent in ("all", "rows"):
+                    other = scrambled(model, extent, 100 * seed + number)  # type: ignore[arg-type]
+                    one = held_out(family, 100 + 1000 * seed + number, is_marked=False)
+                    rows += examine(family, _willing(other), one, 1, f"random, {extent} shuffled", seed)
+            rows += _of_fresh(family, seed, random)
+            marked = kept(sizes.networks, family, seed, is_marked=True)
+            rows += examine(family, marked, held_out(family, seed, is_marked=True), pictures, "marked", seed)
+            keep(rows)
+            print(f"{family.name}, seed {seed}: {len(rows)} maps, {time.perf_counter() - began:.0f} s", flush=True)
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Counts and medians per model and method, as Markdown."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+def _of_fresh(family: Family, seed: int, count: int) -> list[Row]:
+    rows = []
+    for number in range(count // 2):
+        torch.manual_seed(10_000 + 1000 * seed + number)
+        one = held_out(family, 200 + 1000 * seed + number, is_marked=False)
+        rows += examine(family, _willing(family.build().eval()), one, 1, "random, fresh", seed)
+    return rows
+
+
+def _willing(model: Any) -> Any:
+    """A detector names objects even where it is sure of none."""
+    for part in model.modules():
+        if hasattr(part, "selection"):
+            part.selection = replace(part.selection, min_score=0.0, max_detections=10)
+        if hasattr(part, "config") and hasattr(part.config, "selection"):
+            part.config = replace(part.config, selection=replace(part.config.selection, min_score=0.0))
+    return model
+
+
+# --- counting
+
+
+def is_good(row: Row) -> bool:
+    """A map that is known to show what decides."""
+    is_method = row["method"] not in {*CONTROLS, "guided_backprop"}
+    return row["kind"] == "trained" and is_method and row["inside"] >= GOOD * row["area"]
+
+
+def judged(row: Row, lines: Lines) -> str:
+    """The status that a row gets where the lines are drawn like this."""
+    return "failed" if row["is_blank"] else rule(row["figures"], lines, is_class_agnostic=row["is_agnostic"]).status
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share."""
+    if not count:
+        return 0.0, 1.0
+    z, share = 1.96, hits / count
+    middle, spread = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
+    return (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)
+
+
+def told(hits: int, count: int) -> str:
+    """A share with its interval."""
+    if not count:
+        return "none"
+    low, high = wilson(hits, count)
+    return f"{hits}/{count} = {hits / count:.1%} ({low:.1%} to {high:.1%})"
+
+
+def counts(rows: Sequence[Row], lines: Lines) -> list[Row]:
+    """One line per task and question: what was reached."""
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups[row["model"], row["method"]].append(row)
-    lines = [
-        "| model | method | maps | supported | weak | failed | energy inside (area) | response ratio | advantage |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
-    for (model, method), members in groups.items():
-        counts = Counter(row["status"] for row in members)
-        shares = [f"{counts[status] / len(members):.0%}" for status in ("supported", "weak", "failed")]
-        middle = {
-            key: float(torch.tensor([row[key] for row in members]).median()) for key in ("response_ratio", "advantage")
-        }
-        inside, area = (sum(row[key] for row in members) / len(members) for key in ("inside", "area"))
-        figures = [f"{inside:.2f} ({area:.2f})", f"{middle['response_ratio']:.1f}", f"{middle['advantage']:.2f}"]
-        lines.append("| " + " | ".join([model, method, str(len(members)), *shares, *figures]) + " |")
-    return "\n".join(lines)
+        groups.setdefault((row["family"], row["question"]), []).append(row)
+    found = [_line(family, question, members, lines) for (family, question), members in groups.items()]
+    return [*found, _line("all", "all", rows, lines)]
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The three figures that the verdict has to reach."""
+def _line(family: str, question: str, rows: Sequence[Row], lines: Lines) -> Row:
+    def share(chosen: Sequence[Row], test: Callable[[Row], bool]) -> str:
+        return told(sum(map(test, chosen)), len(chosen))
 
-    def failed(chosen: list[dict[str, Any]]) -> float:
-        return sum(row["status"] == "failed" for row in chosen) / max(len(chosen), 1)
+    def has_failed(row: Row) -> bool:
+        return judged(row, lines) == "failed"
 
-    random = [row for row in rows if row["model"].endswith("random")]
-    good = [row for row in rows if row["model"].endswith("trained") and row["method"] in GOOD]
-    good = [row for row in good if not row["model"].startswith("marked")]
-    on_mark = [row for row in rows if row["model"].startswith("marked") and row["inside"] > 5 * row["area"]]
+    signs = [r for r in rows if r["kind"] == "marked" and r["method"] not in {*CONTROLS, "guided_backprop"}]
     return {
-        "random models called failed": failed(random),
-        "maps of trained models called failed": failed(good),
-        "maps on the planted mark called failed": failed(on_mark),
-        "maps on the planted mark": len(on_mark),
-        "counts": {"random": len(random), "trained": len(good)},
-        "largest cost in forward images": max(row["cost"] for row in rows),
-        "config": asdict(VerdictConfig()),
+        "network": family,
+        "question": question,
+        "random called failed": share([row for row in rows if row["kind"].startswith("random")], has_failed),
+        "sign found": share(signs, lambda row: row["inside"] >= ON_SIGN * row["area"] and not has_failed(row)),
+        "good called failed": share([row for row in rows if is_good(row)], has_failed),
+        "good called supported": share(
+            [row for row in rows if is_good(row)], lambda row: judged(row, lines) == "supported"
+        ),
+        "noise called supported": share(
+            [row for row in rows if row["kind"] == "trained" and row["method"] == "noise"],
+            lambda row: judged(row, lines) == "supported",
+        ),
+        "inverse called failed": share(
+            [row for row in rows if row["kind"] == "trained" and row["method"] == "inverse"], has_failed
+        ),
     }
+
+
+def written(path: Path, data: Any) -> None:
+    """Whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def main() -> None:
-    """Run the study, print the table, save the rows."""
+    """Run the study, print the tables, save the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=40, help="held-out pictures per trained network")
-    parser.add_argument("--random", type=int, default=40, help="random networks of each kind")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "verdict_calibration.json")
-    arguments = parser.parse_args()
+    parser.add_argument("--families", nargs="*", default=[family.name for family in FAMILIES])
+    parser.add_argument("--seeds", type=int, default=4, help="networks of each kind; an even number")
+    parser.add_argument("--pictures", type=int, default=12, help="held-out scenes for each network")
+    parser.add_argument("--random", type=int, default=12, help="networks that know nothing, for each seed")
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "verdict_calibration.json")
+    parser.add_argument("--networks", type=Path, default=None, help="keep trained networks here, and use those there")
+    parser.add_argument("--rows", type=Path, default=None, help="keep every row here, or count those of an earlier run")
+    chosen = parser.parse_args()
     torch.set_num_threads(1)
     began = time.perf_counter()
-    rows = run(arguments.pictures, arguments.random)
-    found = summary(rows)
-    print(table(rows))
-    for name, value in found.items():
-        print(f"{name}: {value:.1%}" if isinstance(value, float) else f"{name}: {value}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"summary": found, "table": table(rows), "rows": rows}, indent=1))
-    print(f"{time.perf_counter() - began:.0f} s; rows in {arguments.out}")
+    if chosen.rows is not None and chosen.rows.is_file():
+        rows = json.loads(chosen.rows.read_text(encoding="utf-8"))
+    else:
+        named = {family.name: family for family in FAMILIES}
+        families = [named[name] for name in chosen.families]
+        sizes = Sizes(chosen.seeds, chosen.pictures, chosen.random, chosen.networks)
+        rows = run(families, sizes, lambda found: None if chosen.rows is None else written(chosen.rows, found))
+    lines = Lines()
+    for half, parity in (("lines drawn on (even seeds)", 0), ("held out (odd seeds)", 1)):
+        print(f"\n{half}")
+        part = [row for row in rows if row["seed"] % 2 == parity]
+        if part:
+            print(table(counts(part, lines)))
+    held = [row for row in rows if row["seed"] % 2] or rows
+    saved = {
+        "machine": machine(),
+        "rows": counts(held, lines),
+        "largest_cost": max(row["cost"] for row in rows),
+        "seconds": time.perf_counter() - began,
+        "config": asdict(VerdictConfig()),
+    }
+    chosen.json.parent.mkdir(parents=True, exist_ok=True)
+    written(chosen.json, saved)
+    print(f"largest cost {saved['largest_cost']} pictures; {saved['seconds']:.0f} s; {chosen.json}")
 
 
 if __name__ == "__main__":

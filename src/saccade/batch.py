@@ -266,13 +266,13 @@ def _explained(subject: Subject, path: Path, questions: Sequence[str | None], op
 
 
 def describe(heat: Heatmap) -> str:
-    """A heat map in one line: what, by which method, how far to trust it and the first reason."""
+    """A heat map in one line: what, by which method, how far to trust it, the first reason, what that cost."""
     fired = "" if heat.fired is None else f" from {heat.fired.words},"
     line = f"{heat.label}{fired} by {heat.name}"
     if heat.verdict is None:
         return line
     reason = f" - {heat.verdict.reasons[0]}" if heat.verdict.reasons else ""
-    return f"{line}: {heat.verdict.status}{reason}"
+    return f"{line}: {heat.verdict.status}{reason} ({heat.verdict.cost_forwards} pictures forward)"
 
 
 def _methods(model: AnyModel, asked: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from saccade.explanation.adapt import adapt
 from saccade.explanation.explain import explain
 from saccade.explanation.faithfulness import rank_similarity
+from saccade.explanation.verdict import Verdict
 from saccade.ops.image import Preprocess
 
 SMALL = Preprocess(size=(32, 32), policy="stretch")
@@ -129,15 +130,35 @@ def test_maps_are_right_and_the_model_stays_as_it_was(
             assert torch.equal(after[key], value) if isinstance(value, Tensor) else after[key] == value, key
 
 
-@pytest.mark.parametrize("name", ["training mode", "bfloat16", "compiled", "frozen"])
-def test_verdicts_are_given_in_every_condition(name: str, network: nn.Module, picture: Tensor) -> None:
-    model = CONDITIONS[name].change(copy.deepcopy(network))
-    before = _state(model)
-    heat = explain(adapt(model, SMALL), picture, of=1, method="hirescam")
+@pytest.fixture(scope="module")
+def verdict(network: nn.Module, picture: Tensor) -> Verdict:
+    """The verdict on the network as it is."""
+    heat = explain(adapt(copy.deepcopy(network), SMALL, layer="block"), picture, of=1, method="hirescam")
     assert heat.verdict is not None
-    assert heat.verdict.figures["response_ratio"] > 0
-    after = _state(model)
+    return heat.verdict
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_verdicts_are_the_same_in_every_condition(
+    name: str, network: nn.Module, picture: Tensor, verdict: Verdict, tmp_path: Path
+) -> None:
+    condition = CONDITIONS[name]
+    with _alone(tmp_path) if name == "distributed" else nullcontext():
+        model = condition.change(copy.deepcopy(network))
+        before = _state(model)
+        random = torch.get_rng_state()
+        with condition.within():
+            heat = explain(adapt(model, SMALL, layer="block"), picture, of=1, method="hirescam")
+        assert torch.equal(torch.get_rng_state(), random)
+        after = _state(model)
     assert all(torch.equal(after[k], v) if isinstance(v, Tensor) else after[k] == v for k, v in before.items())
+    assert heat.verdict is not None
+    assert heat.verdict.status == verdict.status
+    assert heat.verdict.cost_forwards == verdict.cost_forwards
+    is_exact = condition.similarity > 0.99
+    for figure in ("advantage", "advantage_centre", "advantage_chance", "response_ratio", "similarity"):
+        tolerance = 1e-3 if is_exact else 0.15
+        assert heat.verdict.figures[figure] == pytest.approx(verdict.figures[figure], rel=tolerance, abs=tolerance)
 
 
 def _state(model: nn.Module) -> dict[str, object]:

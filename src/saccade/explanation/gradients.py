@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +25,9 @@ from saccade.explanation.attribution import Attribution, ScoreFn
 from saccade.explanation.perturbation import BASELINES, Baseline, baseline_pixels, masks_at_once
 from saccade.explanation.record import Record, recording, unwrap
 from saccade.types import ExplainSpec, ImageBatch
+
+BRIEF = 4
+"""Samples or steps of a map that is only compared with another."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,11 @@ class SmoothGrad:
     def __post_init__(self) -> None:
         _check(self.samples >= 1 and self.sigma >= 0 and self.chunk >= 1, self)
 
+    @property
+    def brief(self) -> SmoothGrad:
+        """The same with a few samples, for comparison with shuffled copies."""
+        return replace(self, samples=min(self.samples, BRIEF))
+
     def __call__(
         self, model: nn.Module, images: ImageBatch, scores: Sequence[ScoreFn], spec: ExplainSpec
     ) -> Attribution:
@@ -132,6 +140,11 @@ class IntegratedGradients:
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1 and self.chunk >= 1 and self.baseline in BASELINES, self)
+
+    @property
+    def brief(self) -> IntegratedGradients:
+        """The same with a few steps, for comparison with shuffled copies."""
+        return replace(self, steps=min(self.steps, BRIEF))
 
     def __call__(
         self, model: nn.Module, images: ImageBatch, scores: Sequence[ScoreFn], spec: ExplainSpec

@@ -161,9 +161,10 @@ class Heatmap:
     def about(self) -> dict[str, Any]:
         """Everything but the arrays, as plain data for JSON."""
         verdict = self.verdict
-        judged = None
+        judged: dict[str, Any] | None = None
         if verdict is not None:
             judged = {"status": verdict.status, "reasons": list(verdict.reasons), "figures": dict(verdict.figures)}
+            judged["cost_forwards"] = verdict.cost_forwards
         names = (
             "name",
             "method",

@@ -29,9 +29,10 @@ def scrambled(model: nn.Module, extent: Extent, seed: int) -> nn.Module:
     The model itself and global randomness are untouched. Weights shared between modules stay shared; integer buffers
     and single numbers stay as they are.
     """
-    other = copy.deepcopy(unwrap(model)).eval().requires_grad_(False)
     random = np.random.default_rng(seed)
-    with torch.no_grad():
+    # A copy made in the caller's inference mode could never be differentiated.
+    with torch.inference_mode(False), torch.no_grad():
+        other = copy.deepcopy(unwrap(model)).eval().requires_grad_(False)
         for tensor in [*other.parameters(), *other.buffers()]:
             if not tensor.is_floating_point() or tensor.numel() < 2:
                 continue

@@ -121,6 +121,10 @@ def areas(
     }
     unit = span if span > 0 else 1.0
     figures["advantage"] = (figures["insertion"] - figures["deletion"]) / unit
+    # Insertion by an order shows what deletion by its mirror image shows, so each pair has an advantage of its own.
+    half = random_orders // 2
+    by_chance = [(one - other) / unit for one, other in zip(control[:half], control[half:], strict=True)]
+    figures["advantage_chance"] = (sum(value**2 for value in by_chance) / half) ** 0.5
     if has_region:
         figures["advantage_region"] = (inserted(region[1]) - deleted(region[0])) / unit
     figures["advantage_centre"] = (figures["insertion_centre"] - figures["deletion_centre"]) / unit

@@ -1,9 +1,10 @@
 """How far an explanation can be trusted: measured, not assumed.
 
-Three questions are asked of every map. Did the model learn anything that shows on this picture (its answer against that
-of copies with shuffled weights)? Does hiding what the map points at change the score more than hiding at random or at
-the centre? Does the map change when the weights do? The thresholds come from a calibration on trained and on random
-models; ``docs/verdict.md`` has the table and ``benchmarks/verdict_calibration.py`` makes it.
+Three questions are asked of every map. Did the model learn anything (what its weights look like, and its answer to the
+picture against that of copies with shuffled weights)? Does hiding what the map points at change the score more than
+hiding at random or at the centre? Does the map change when the weights do? What follows from the figures is decided in
+``rules.py``. The lines come from a calibration on trained and on random models; ``docs/verdict.md`` has the table and
+``benchmarks/verdict_calibration.py`` makes it.
 
 Deletion and insertion: Petsiuk et al. 2018, arXiv 1806.07421. Randomised weights: Adebayo et al. 2018, arXiv
 1810.03292.
@@ -14,8 +15,9 @@ T scores · B images · N cells · M masks · K classes · R shuffled copies
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,19 +28,19 @@ from saccade.errors import ConfigError, InputError
 from saccade.explanation.attribution import Attribution, Explainer, ScoreFn
 from saccade.explanation.faithfulness import centre_map, counts_of, keep_masks, negative_share, rank_similarity
 from saccade.explanation.perturbation import Baseline, baseline_pixels, masked_scores, masks_at_once
-from saccade.explanation.record import undisturbed
+from saccade.explanation.record import undisturbed, unwrap
+from saccade.explanation.rules import Lines, Status, rule
 from saccade.explanation.scores import region_of
 from saccade.explanation.scramble import Extent, scrambled
+from saccade.explanation.structure import structure
 from saccade.explanation.trials import answers_of, areas, both_games, cells_of, movement, pooled, strengths
 from saccade.types import ExplainSpec, ImageBatch
-
-Status = Literal["supported", "weak", "failed"]
 
 SMALLEST_REGION = 64
 """Pixels of a region within which maps can be compared."""
 
-EVEN = 0.8
-"""A map whose lowest value is more than this share of its highest looks like one flat colour; that is remarked on."""
+PROBES = 4
+"""Pictures that the answers of model and copies are compared on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +49,12 @@ class VerdictConfig(Config):
 
     cells: int = 7
     """Cells a side of the grid on which pictures are hidden and revealed."""
-    steps: int = 5
+    steps: int = 4
     """Steps from the whole picture to none."""
-    random_orders: int = 4
+    random_orders: int = 6
     """Random orders of the control, in mirrored pairs; an even number."""
-    copies: int = 4
-    """Copies with shuffled weights; an even number, or 0 to leave that question out."""
+    copies: int = 2
+    """Copies with shuffled weights; an even number, or 0 to leave out what needs them."""
     rerun: int = 2
     """Copies on which the explainer itself runs again; costly methods (RISE, occlusion, Score-CAM) never do."""
     baseline: Baseline = "mean"
@@ -61,23 +63,8 @@ class VerdictConfig(Config):
     """Pictures per forward pass."""
     seed: int = 0
     """Of the private random generators."""
-    min_response: float = 3.0
-    """The model's answer to the picture over that of its shuffled copies; less is "failed"."""
-    clear_gain: float = 0.05
-    """Over the range of the score: where insertion and deletion together are no better than chance, one of them
-    must be by this, or the map is "failed"."""
-    max_similarity: float = 0.9
-    """Rank similarity with the maps of shuffled copies; more is "failed"."""
-    weak_advantage: float = 0.1
-    """Area between insertion and deletion over the range of the score (0 by chance); less is "weak"."""
-    centre_margin: float = 0.1
-    """An advantage further than this below that of a blob at the centre is "weak"."""
-    weak_similarity: float = 0.7
-    """A similarity above this is "weak"."""
-    min_region_advantage: float = 0.1
-    """Of a question about a region: an advantage below this is "failed"; pointing at the region gets far more."""
-    weak_error: float = 0.5
-    """A relative completeness gap or Monte-Carlo error above this is "weak"."""
+    lines: Lines = field(default_factory=Lines)
+    """Where the lines are drawn."""
 
     def __post_init__(self) -> None:
         if min(self.cells, self.steps) < 2 or self.random_orders < 2 or self.random_orders % 2 or self.copies % 2:
@@ -98,12 +85,13 @@ class Verdict:
         reasons: one sentence each, the gravest first.
         figures: what was measured, by name: ``deletion``, ``insertion`` and their controls ``deletion_random``,
             ``deletion_centre``, ``insertion_centre`` are areas in units of the score; ``advantage`` is (insertion -
-            deletion) / ``score_range``; ``response_ratio`` is the change of the model's answer between picture and
-            blank over that of its shuffled copies; ``similarity`` (signed) and ``similarity_abs`` are rank correlations
-            with the maps of shuffled copies; ``evenness`` is the lowest value of the map over its highest. What could
-            not be measured is missing.
-        cost_forwards: pictures that went through a model for this verdict; runs of the method itself on shuffled
-            copies come on top.
+            deletion) / ``score_range``, and ``advantage_chance`` how far random orders get from 0 in it (root mean
+            square); ``structure`` is how far the weight matrices lie above random ones, in spreads;
+            ``response_ratio`` is the change of the model's answer between picture and blank over that of its shuffled
+            copies; ``similarity`` (signed) and ``similarity_abs`` are rank correlations with the maps of shuffled
+            copies; ``evenness`` is the lowest value of the map over its highest. What could not be measured is missing.
+        cost_forwards: pictures that went through the model or a copy for this verdict, the runs of the method itself on
+            shuffled copies included.
         class_agnostic: whether the method ignores what was asked.
     """
 
@@ -131,6 +119,8 @@ class Judge:
         self._copies = [
             scrambled(model, kinds[index % 2], self.config.seed + index) for index in range(self.config.copies)
         ]
+        above = structure(unwrap(model))
+        self._of_model: dict[str, float] = {} if above is None else {"structure": above}
 
     def __call__(
         self, images: ImageBatch, scores: Sequence[ScoreFn], explainer: Explainer, attribution: Attribution
@@ -147,19 +137,26 @@ class Judge:
             baseline = baseline_pixels(self.model, images, self.config.baseline)
             trials = self._hide_and_reveal(images, baseline, scores, attribution)
             response = self._response(images, baseline, scores)
-        similarity = self._similarity(images, scores, explainer, attribution)
-        cost = trials.cost + 4 * (1 + len(self._copies))
+        similarity, cost = self._similarity(images, scores, explainer, attribution)
+        cost += trials.cost + PROBES * (1 + len(self._copies))
         verdicts = []
         for score in range(len(scores)):
             row = []
             for image in range(len(images)):
-                figures = trials.figures[score][image] | response[score][image]
+                figures = self._of_model | trials.figures[score][image] | response[score][image]
                 figures |= {} if similarity is None else similarity[score][image]
                 values = attribution.values[score, image].float()
                 figures |= _own_figures(attribution, score, image)
-                row.append(_decide(values, figures, explainer.is_class_agnostic, cost, self.config))
+                row.append(self._verdict(values, figures, explainer.is_class_agnostic, cost))
             verdicts.append(row)
         return verdicts
+
+    def _verdict(self, values: Tensor, figures: Mapping[str, float], is_class_agnostic: bool, cost: int) -> Verdict:
+        unreadable = _unreadable(values, figures)
+        if unreadable:
+            return Verdict("failed", (unreadable,), figures, cost, is_class_agnostic)
+        ruling = rule(figures, self.config.lines, is_class_agnostic=is_class_agnostic)
+        return Verdict(ruling.status, ruling.reasons, figures, cost, is_class_agnostic)
 
     def _hide_and_reveal(
         self, images: ImageBatch, baseline: Tensor, scores: Sequence[ScoreFn], attribution: Attribution
@@ -249,22 +246,28 @@ class Judge:
 
     def _similarity(
         self, images: ImageBatch, scores: Sequence[ScoreFn], explainer: Explainer, attribution: Attribution
-    ) -> list[list[dict[str, float]]] | None:
+    ) -> tuple[list[list[dict[str, float]]] | None, int]:
         """Rank correlation of the maps with those of shuffled copies; None where the method is too costly for that.
+
+        Beside it the pictures that went through a copy, for each that is explained. Methods that average many passes
+        run in their brief form.
 
         Of a question about a region only the pixels of the region count: outside of it, the maps of every model fall
         off with the distance, whatever it learned. A region of a few pixels leaves nothing to compare.
         """
         copies = self._copies[: self.config.rerun]
         if not copies or getattr(explainer, "is_costly", False):
-            return None
+            return None, 0
         regions = _regions(scores)
         if regions is not None and int(regions.sum(dim=(1, 2)).min()) < SMALLEST_REGION:
-            return None
-        found = []
+            return None, 0
+        brief: Explainer = getattr(explainer, "brief", explainer)
+        found, seen = [], 0
         for other in copies:
             declared = getattr(other, "explain_spec", None)
-            found.append(explainer(other, images, scores, declared() if declared else self.spec).values.float())
+            with _counted(other) as count:
+                found.append(brief(other, images, scores, declared() if declared else self.spec).values.float())
+            seen += sum(count)
 
         def measure(score: int, image: int) -> dict[str, float]:
             maps = [attribution.values[score, image].float(), *(values[score, image] for values in found)]
@@ -275,7 +278,8 @@ class Judge:
             absolute = [rank_similarity(mine.abs(), other.abs()) for other in theirs]
             return {"similarity": sum(signed) / len(signed), "similarity_abs": sum(absolute) / len(absolute)}
 
-        return [[measure(score, image) for image in range(len(images))] for score in range(len(scores))]
+        measured = [[measure(score, image) for image in range(len(images))] for score in range(len(scores))]
+        return measured, -(-seen // len(images))
 
 
 def judge(
@@ -303,6 +307,17 @@ def _inside(values: Tensor, region: Tensor) -> Tensor:
     return large[region]
 
 
+@contextmanager
+def _counted(model: nn.Module) -> Iterator[list[int]]:
+    """Collects how many pictures go through a model in each of its passes."""
+    counts: list[int] = []
+    handle = model.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
+    try:
+        yield counts
+    finally:
+        handle.remove()
+
+
 class _Trials(NamedTuple):
     figures: list[list[dict[str, float]]]
     cost: int
@@ -319,20 +334,6 @@ def _own_figures(attribution: Attribution, score: int, image: int) -> dict[str, 
     return figures
 
 
-def _decide(
-    values: Tensor, figures: Mapping[str, float], is_class_agnostic: bool, cost: int, config: VerdictConfig
-) -> Verdict:
-    unreadable = _unreadable(values, figures)
-    if unreadable:
-        return Verdict("failed", (unreadable,), figures, cost, is_class_agnostic)
-    failures = _failures(figures, config)
-    doubts = _doubts(figures, is_class_agnostic, config)
-    status: Status = "failed" if failures else "weak" if doubts else "supported"
-    praise = f"hiding what it points at moves the score {figures['advantage']:.2f} of its range more than chance"
-    reasons = [*failures, *doubts, *_remarks(figures)] if failures or doubts else [praise, *_remarks(figures)]
-    return Verdict(status, tuple(reasons), figures, cost, is_class_agnostic)
-
-
 def _unreadable(values: Tensor, figures: Mapping[str, float]) -> str | None:
     """Why there is nothing to judge; None where there is."""
     if not bool(torch.isfinite(values).all()):
@@ -342,63 +343,3 @@ def _unreadable(values: Tensor, figures: Mapping[str, float]) -> str | None:
     if figures["negative_share"] > 0.999:
         return "the map is blank: all evidence speaks against the score"
     return "the map is blank: no place of the picture matters more than another"
-
-
-def _failures(figures: Mapping[str, float], config: VerdictConfig) -> list[str]:
-    found = []
-    ratio = figures.get("response_ratio")
-    if figures["score_range"] == 0:
-        found.append("the score is the same whatever is hidden")
-    elif ratio is not None and ratio < config.min_response:
-        found.append(
-            f"the model answers to this picture only {ratio:.1f} times as strongly as its copies with shuffled weights;"
-            f" below {config.min_response:g} times it cannot be told from a model that has learned nothing"
-        )
-    unit = figures["score_range"] * config.clear_gain
-    gains = (figures["deletion_random"] - figures["deletion"], figures["insertion"] - figures["deletion_random"])
-    if max(gains) <= (unit if figures["advantage"] <= 0 else 0):
-        found.append("hiding what the map points at changes the score no more than hiding at random")
-    elif figures["advantage"] < config.min_region_advantage and "advantage_region" in figures:
-        found.append(
-            f"insertion beats deletion by only {figures['advantage']:.2f} of the range of the score; merely pointing "
-            f"at the region gets {figures['advantage_region']:.2f}"
-        )
-    if max(figures.get("similarity", 0.0), figures.get("similarity_abs", 0.0)) > config.max_similarity:
-        found.append("the map stays the same when the weights are shuffled, so it does not show what the model learned")
-    return found
-
-
-def _doubts(figures: Mapping[str, float], is_class_agnostic: bool, config: VerdictConfig) -> list[str]:
-    found = []
-    if is_class_agnostic:
-        found.append("the method ignores what was asked: its map is the same for every class")
-    if figures["advantage"] < config.weak_advantage:
-        found.append(f"insertion beats deletion by only {figures['advantage']:.2f} of the range of the score")
-    if figures["advantage"] < figures["advantage_centre"] - config.centre_margin:
-        found.append(
-            f"a blob at the centre of the picture does better ({figures['advantage_centre']:.2f} of the range of the"
-            f" score, the map {figures['advantage']:.2f})"
-        )
-    similarity = max(figures.get("similarity", 0.0), figures.get("similarity_abs", 0.0))
-    if similarity > config.weak_similarity:
-        found.append(f"the map is much like that of shuffled weights (rank correlation {similarity:.2f})")
-    if figures.get("error", 0.0) > config.weak_error:
-        found.append(f"the method's own error is {figures['error']:.0%} of the map")
-    return found
-
-
-def _remarks(figures: Mapping[str, float]) -> list[str]:
-    """Worth knowing, no reason for doubt: photographers aim, and scattered holes spoil a picture more than one gap."""
-    found = []
-    if figures["evenness"] > EVEN:
-        found.append(f"the map is almost even: its lowest value is {figures['evenness']:.0%} of its highest")
-    if figures["advantage"] <= figures.get("advantage_region", -1.0) + 0.05:
-        told = f"{figures['advantage_region']:.2f} of the range"
-        found.append(f"pointing at the region itself does as well ({told}): the model decides by what is inside of it")
-    if 0 < figures["advantage"] <= figures["advantage_centre"]:
-        found.append("a blob at the centre of the picture would have found it too")
-    if figures["deletion"] >= figures["deletion_random"]:
-        found.append("hiding scattered cells lowers the score as fast as hiding the strongest places")
-    if figures["insertion"] <= figures["deletion_random"]:
-        found.append("showing scattered cells raises the score as fast as showing the strongest places")
-    return found
