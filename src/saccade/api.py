@@ -133,7 +133,8 @@ def start(
 
     parts = _sorted_by_part(assignments)
     source = open_data(data, task=task_of(model), strict=strict)
-    config = from_dict(TrainConfig, {"strict": strict, **(settings or {})})
+    usual = find_config(model).training if isinstance(model, str) else model.config.training
+    config = from_dict(TrainConfig, {"strict": strict, **usual, **(settings or {})})
     with _placed_in("train"):
         config = override(config, parts["train"])
     name = model if isinstance(model, str) else type(model).__name__.lower()
@@ -145,7 +146,9 @@ def start(
             model = build(described, classes=source.classes.names, overrides=parts["model"])
     elif parts["model"]:
         raise ConfigError("model.* overrides need a model by name", where=parts["model"][0])
-    notes = () if weights is None else (f"weights: {_load_weights(model, weights)}",)
+    notes = [] if weights is None else [f"weights: {_load_weights(model, weights)}"]
+    if usual:
+        notes.append(f"trained as {name} is known to learn, where nothing else was asked: {_told(usual)}")
     if config.strict:
         # A run that stopped at a damaged picture could not go on once that is mended: its data would be other data.
         for dataset in source.splits.values():
@@ -401,6 +404,11 @@ def _sorted_by_part(assignments: Sequence[str]) -> dict[str, list[str]]:
             )
         parts[part].append(rest)
     return parts
+
+
+def _told(settings: Mapping[str, Any]) -> str:
+    """Settings in one line."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items() if not isinstance(value, Mapping))
 
 
 def _free_folder(name: str) -> Path:

@@ -7,7 +7,7 @@ choose what is computed; they enter the numbers in ``loss``.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -31,10 +31,12 @@ class ModelConfig(Config):
     Attributes:
         task: what the model is for.
         least_classes: how few classes such a model may have.
+        training: fields of ``TrainConfig`` with which such a model is known to learn, where nothing else is asked.
     """
 
     task: ClassVar[TaskName]
     least_classes: ClassVar[int] = 1
+    training: ClassVar[Mapping[str, Any]] = {}
     num_classes: int = 1000
     """Number of foreground classes."""
     preprocess: Preprocess = field(default_factory=Preprocess)
