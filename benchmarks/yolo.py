@@ -3,9 +3,10 @@
 The other program is under the AGPL. It lives in an environment of its own, is never imported here, and is only run as
 the command it installs: ``--peer-python`` names the python of that environment, and the command lies beside it. Its
 ``predict`` prints what one picture took to prepare, to pass the network and to become boxes, once it is warm; ours is
-timed over the same. Both see the same picture files, read before the clock starts, and the runs take turns.
+timed over the same. Both see the same picture files, read before the clock starts, and the runs take turns. Left to
+itself it takes one thread less than there are cores; here it is told of one core more, so that both have equally many.
 
-    python benchmarks/yolo.py --peer-python ENVIRONMENT/bin/python
+    python benchmarks/yolo.py --threads 2 --peer-python ENVIRONMENT/bin/python
     python benchmarks/yolo.py --yolox FILE.onnx --coco FOLDER      # published weights, against detections told there
 
 Without ``--weights`` and ``--peer-models`` of trained files the weights are random and nothing is found above the
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -94,7 +96,12 @@ def theirs(python: Path, model: str, folder: Path, size: int) -> dict[str, float
         str(python.with_name("yolo")), "detect", "predict", f"model={model}", f"source={folder}", f"imgsz={size}",
         f"conf={MIN_SCORE}", "device=cpu", "save=False", "verbose=True", f"project={folder.parent / 'theirs'}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder.parent)
+    hooks = folder.parent / "hooks"
+    hooks.mkdir(exist_ok=True)
+    threads = torch.get_num_threads()
+    (hooks / "sitecustomize.py").write_text(f"import os\nos.cpu_count = lambda: {threads + 1}\n", encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(hooks)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder.parent, env=environment)
     told = _TOLD.search(done.stdout + done.stderr)
     if told is None:
         raise SystemExit(f"the other program did not run: {(done.stdout + done.stderr)[-800:]}")
