@@ -1,13 +1,13 @@
 """``yolo_n`` and another vendor's detectors from random weights: the same pictures, the same size, the same time.
 
 The other program is under the AGPL and only run as the command that it installs, in an environment of its own; see
-``yolo.py``. It gets the data as we convert it to its format, keeps its own defaults, validates after every epoch and
-stops by its own clock (``time=``). Ours is trained as ``saccade train`` does it where nothing else is asked. With
-``--together`` both run at the same time, so that whatever else the machine does meets both; for ours a few steps are
-timed then, within its time, and as many epochs are planned as fit. Its AP is what it tells in ``results.csv``, ours is
-COCO's, and the processor's seconds of both are told.
+``other_program.py``. It gets the data as we convert it to its format, keeps its defaults, validates after each epoch and
+stops by its own clock (``time=``). Ours is trained as ``saccade train`` does it where nothing else is asked: a few
+steps are timed, within its time, and as many epochs are planned as fit. With ``--together`` both run at the same time.
+On a machine that does other work as well, ``--clock processor`` counts for both the seconds that processors worked for
+them. Its AP is what it tells in ``results.csv``, ours is COCO's.
 
-    python benchmarks/yolo_training.py DATA --minutes 30 --size 320 --threads 1 --together \
+    python benchmarks/yolo_training.py DATA --minutes 30 --size 320 --threads 1 --together --clock processor \
         --peer-python ENVIRONMENT/bin/python --out FOLDER
 
 ``--model`` may be given more than once, as may ``--peer-models``; ``--set`` changes how ours is trained.
@@ -15,13 +15,14 @@ COCO's, and the processor's seconds of both are told.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ import torch
 
 import saccade
 from measure import Row, machine, parser, report
+from other_program import CLOCKS, surroundings
 from saccade.config import from_dict, override
 from saccade.data.convert import convert
 from saccade.data.source import DataSource, open_data
@@ -38,6 +40,11 @@ from saccade.models.build import find_config
 
 Point = dict[str, float]
 
+RESERVE = 0.97
+"""Share of the time that epochs are planned for."""
+PROBED = 6
+"""Steps that are timed, after as many that warm up."""
+
 
 class Training(NamedTuple):
     """AP over the time, and the seconds that processors worked for it."""
@@ -46,18 +53,13 @@ class Training(NamedTuple):
     processor_seconds: float
 
 
-RESERVE = 0.97
-"""Share of the time that epochs are planned for."""
-PROBED = 6
-"""Steps that are timed, after as many that warm up."""
-
-
-def ours(name: str, data: DataSource, settings: Sequence[str], size: int, minutes: float, out: Path) -> Training:
+def ours(name: str, data: DataSource, given: argparse.Namespace, out: Path) -> Training:
     """AP over the time of one of our trainings."""
-    start, used = time.monotonic(), time.process_time()
-    config = override(from_dict(TrainConfig, dict(find_config(name).training)), settings)
-    seconds = _seconds_per_epoch(name, data, config, size, out.with_name(out.name + "-probe"))
-    left = RESERVE * 60 * minutes - (time.monotonic() - start)
+    clock = CLOCKS[given.clock]
+    start, used, size = clock(), time.process_time(), given.size
+    config = override(from_dict(TrainConfig, dict(find_config(name).training)), given.set)
+    seconds = _seconds_per_epoch(name, data, config, size, out.with_name(out.name + "-probe"), clock)
+    left = RESERVE * 60 * given.minutes - (clock() - start)
     config = override(config, {"epochs": max(int(left / seconds), 2)})
     print(f"{name}: {seconds:.1f} s per epoch with validation, {config.epochs} epochs", flush=True)
     curve = []
@@ -65,7 +67,7 @@ def ours(name: str, data: DataSource, settings: Sequence[str], size: int, minute
         for note in record.notes:
             print(f"  {note}", flush=True)
         if record.kind == "epoch" and record.metrics:
-            told = {"seconds": time.monotonic() - start, "ap": record.metrics["ap"], "ap50": record.metrics["ap50"]}
+            told = {"seconds": clock() - start, "ap": record.metrics["ap"], "ap50": record.metrics["ap50"]}
             curve.append({"epoch": float(record.epoch), **told})
             losses = "  ".join(f"{key} {value:.3f}" for key, value in record.losses.items())
             which = max(record.evaluations, key=lambda key: record.evaluations[key]["ap"])
@@ -79,11 +81,13 @@ def _model(name: str, data: DataSource, size: int, seed: int) -> Any:
     return saccade.create(name, classes=data.classes.names, overrides={"preprocess.size": [size, size]})
 
 
-def _seconds_per_epoch(name: str, data: DataSource, config: TrainConfig, size: int, folder: Path) -> float:
+def _seconds_per_epoch(
+    name: str, data: DataSource, config: TrainConfig, size: int, folder: Path, clock: Callable[[], float]
+) -> float:
     """The time of an epoch, from that of some steps and of one validation, shared as often as there is one."""
     shutil.rmtree(folder, ignore_errors=True)
     probe = override(config, {"epochs": 1, "limit_steps": 2 * PROBED})
-    ends = [time.monotonic() for _ in train(_model(name, data, size, 0), data, probe, out=folder)]
+    ends = [clock() for _ in train(_model(name, data, size, 0), data, probe, out=folder)]
     shutil.rmtree(folder)
     steps = -(-len(data.split("train")) // (config.batch_size * config.accumulate))
     return (
@@ -95,28 +99,23 @@ class Peer:
     """A training of the other program.
 
     Args:
-        python: of its environment.
         model: its name there.
         data: the converted folder.
-        size: longer side of the pictures.
-        minutes: when it stops.
         out: folder of the run.
-        settings: its own settings, such as ``batch=8``.
+        given: python of its environment, size, minutes and clock, and its own settings, such as ``batch=8``.
     """
 
-    def __init__(
-        self, python: Path, model: str, data: Path, size: int, minutes: float, out: Path, settings: Sequence[str]
-    ) -> None:
+    def __init__(self, model: str, data: Path, out: Path, given: argparse.Namespace) -> None:
         self.out, self.log = out, out.with_suffix(".log")
         described = out.with_suffix(".yaml")  # it looks for relative paths in a folder of its own
         text = (data / "data.yaml").read_text(encoding="utf-8")
         described.write_text(text.replace("path: .", f"path: {data.resolve()}"), encoding="utf-8")
         command = [
-            str(python.with_name("yolo")), "detect", "train", f"model={model}", f"data={described}",
-            f"imgsz={size}", f"time={minutes / 60}", "device=cpu", "workers=0", "pretrained=False",
-            "plots=False", f"project={out.parent}", f"name={out.name}", "exist_ok=True", *settings,
+            str(given.peer_python.with_name("yolo")), "detect", "train", f"model={model}", f"data={described}",
+            f"imgsz={given.size}", f"time={given.minutes / 60}", "device=cpu", "workers=0", "pretrained=False",
+            "plots=False", f"project={out.parent}", f"name={out.name}", "exist_ok=True", *given.peer_set,
         ]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        environment = surroundings(out.with_name("surroundings"), torch.get_num_threads(), given.clock)
         with self.log.open("w") as stream:
             self.process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
 
@@ -133,7 +132,7 @@ class Peer:
         return Training(curve, usage.ru_utime + usage.ru_stime)
 
 
-def draw(curves: dict[str, list[Point]], path: Path, title: str) -> None:
+def draw(curves: dict[str, list[Point]], path: Path, title: str, what: str) -> None:
     """AP and AP50 over the time, every program a line."""
     from matplotlib.figure import Figure
 
@@ -142,7 +141,7 @@ def draw(curves: dict[str, list[Point]], path: Path, title: str) -> None:
         axes = figure.add_subplot(1, 2, place + 1)
         for (name, curve), dash in zip(curves.items(), ("-", "--", "-.", ":", "-", "--"), strict=False):
             axes.plot([point["seconds"] / 60 for point in curve], [point[key] for point in curve], dash, label=name)
-        axes.set(xlabel="minutes", ylabel={"ap": "AP50:95", "ap50": "AP50"}[key], ylim=(0, 1))
+        axes.set(xlabel=what, ylabel={"ap": "AP50:95", "ap50": "AP50"}[key], ylim=(0, 1))
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
     figure.suptitle(title)
@@ -176,6 +175,7 @@ def main() -> None:
     options.add_argument("--peer-python", type=Path, default=None, help="python of the other program's environment")
     options.add_argument("--peer-models", nargs="*", default=["yolo11n.yaml"], help="its models")
     options.add_argument("--peer-set", nargs="*", default=[], help="its settings, such as batch=8")
+    options.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what the minutes are")
     options.add_argument("--together", action="store_true", help="all trainings of the other program beside ours")
     given = options.parse_args()
     if given.threads:
@@ -186,21 +186,28 @@ def main() -> None:
     if not converted.exists():
         convert(given.data, converted, to="yolo", task="detection", lossy=True, copy=True)
     data = open_data(converted, task="detection")
-    common = given.size, given.minutes
 
     def start(name: str) -> Peer:
-        return Peer(given.peer_python, name, converted, *common, out / Path(name).stem, given.peer_set)
+        return Peer(name, converted, out / Path(name).stem, given)
 
     peers = given.peer_models if given.peer_python else []
     started = [start(name) for name in peers] if given.together else []
-    found = {name: ours(name, data, given.set, *common, out / name) for name in given.model}
+    found = {name: ours(name, data, given, out / name) for name in given.model}
     for place, name in enumerate(peers):
         found[Path(name).stem] = (started[place] if started else start(name)).finish()
     curves = {name: training.curve for name, training in found.items()}
     used = {name: training.processor_seconds for name, training in found.items()}
-    told = {"machine": machine(), "minutes": given.minutes, "size": given.size, "curves": curves, "processor s": used}
+    told = {
+        "machine": machine(),
+        "clock": given.clock,
+        "minutes": given.minutes,
+        "size": given.size,
+        "curves": curves,
+        "processor s": used,
+    }
     (out / "curves.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    draw(curves, out / "curves.png", f"{given.data.name}, {given.size} pixels, from random weights")
+    what = {"wall": "minutes", "processor": "minutes of a processor"}[given.clock]
+    draw(curves, out / "curves.png", f"{given.data.name}, {given.size} pixels, from random weights", what)
     report([*at_equal_times(curves), {"minutes": "processor s", **used}], given.json)
 
 

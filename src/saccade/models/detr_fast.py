@@ -23,9 +23,9 @@ canvas
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,13 @@ PRIOR = 0.01
 class DetrFastConfig(DetectorConfig):
     """What sees, how wide and deep the rest is, how many queries there are."""
 
+    training: ClassVar[Mapping[str, Any]] = {
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "warmup": 0.05,
+        "ema_decay": 0.998,
+        "augment": {"flip": 0.5, "colour": 0.3, "zoom": [0.7, 1.4]},
+    }
     kind: Literal["detr_fast"] = "detr_fast"
     backbone: TimmConfig = field(default_factory=TimmConfig)
     """What turns pixels into maps."""
