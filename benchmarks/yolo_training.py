@@ -1,7 +1,7 @@
 """``yolo_n`` and another vendor's detectors from random weights: the same pictures, the same size, the same time.
 
 The other program is under the AGPL and only run as the command that it installs, in an environment of its own; see
-``other_program.py``. It gets the data as we convert it to its format, keeps its defaults, validates after each epoch and
+``other_program.py``. It gets the data as we convert it to its format, keeps its defaults, validates each epoch and
 stops by its own clock (``time=``). Ours is trained as ``saccade train`` does it where nothing else is asked: a few
 steps are timed, within its time, and as many epochs are planned as fit. With ``--together`` both run at the same time.
 On a machine that does other work as well, ``--clock processor`` counts for both the seconds that processors worked for
