@@ -1,8 +1,9 @@
 """Runs every benchmark in a process of its own and writes ``RESULTS.md`` from what they measured.
 
 ``python benchmarks/run.py`` runs all, ``python benchmarks/run.py vit moe`` some of them; the figures of the others are
-kept from their last run (``results/*.json``). ``ladder.py`` is run by hand, because it needs data:
-``python benchmarks/ladder.py data/dsb2018 --json benchmarks/results/ladder.json``.
+kept from their last run (``results/*.json``). Those that need data or another program are run by hand, each with
+``--json benchmarks/results/NAME.json``: ``python benchmarks/ladder.py data/dsb2018``, and ``yolo.py`` and
+``yolo_training.py``, which say how.
 """
 
 from __future__ import annotations
@@ -33,8 +34,12 @@ BENCHMARKS = {
 }
 """Scripts of this folder, with what they measure."""
 
-BY_HAND = {"ladder": "Every rung of the segmentation ladder, trained for the same time from scratch"}
-"""Scripts that need pictures that you name; what they last measured stands in ``RESULTS.md`` as well."""
+BY_HAND = {
+    "ladder": "Every rung of the segmentation ladder, trained for the same time from scratch",
+    "yolo": "yolo_n from picture to boxes at 640 pixels, beside another vendor's detectors of its size",
+    "yolo_training": "AP50:95 of detectors from scratch over the time, all at the same time, a thread each",
+}
+"""Scripts that need pictures or programs that you name; what they last measured stands in ``RESULTS.md`` as well."""
 
 
 def markdown(rows: list[Row]) -> str:

@@ -3,9 +3,11 @@
 The other program is under the AGPL. It lives in an environment of its own, is never imported here, and is only run as
 the command it installs: ``--peer-python`` names the python of that environment, and the command lies beside it. Its
 ``predict`` prints what one picture took to prepare, to pass the network and to become boxes, once it is warm; ours is
-timed over the same. Both see the same picture files, read before the clock starts, and the runs take turns.
+timed over the same. Both see the same picture files, read before the clock starts, have equally many threads
+(``other_program.py``), and take turns.
 
-    python benchmarks/yolo.py --peer-python ENVIRONMENT/bin/python
+    python benchmarks/yolo.py --threads 2 --peer-python ENVIRONMENT/bin/python
+    python benchmarks/yolo.py --threads 1 --clock processor --peer-python ENVIRONMENT/bin/python    # on a busy machine
     python benchmarks/yolo.py --yolox FILE.onnx --coco FOLDER      # published weights, against detections told there
 
 Without ``--weights`` and ``--peer-models`` of trained files the weights are random and nothing is found above the
@@ -20,7 +22,6 @@ import re
 import statistics
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from torch import Tensor
 import saccade
 from fitted_detector import scenes
 from measure import Row, parser, report
+from other_program import CLOCKS, surroundings
 from saccade.data.decode import read_image
 from saccade.engine.fast import fuse_batch_norms
 from saccade.engine.predict import PredictConfig, Predictor
@@ -72,7 +74,7 @@ def ways(model: Detector[Any], pictures: list[Tensor]) -> dict[str, Callable[[],
     }
 
 
-def network_alone(model: Detector[Any], canvas: tuple[int, int], repeats: int) -> float:
+def network_alone(model: Detector[Any], canvas: tuple[int, int], repeats: int, clock: Callable[[], float]) -> float:
     """Milliseconds of a float32 forward pass with norms folded, of one picture that fills a canvas."""
     folded = saccade.create("yolo_n", num_classes=len(model.classes)).eval()
     folded.load_state_dict(model.state_dict())
@@ -82,19 +84,20 @@ def network_alone(model: Detector[Any], canvas: tuple[int, int], repeats: int) -
     taken = []
     with torch.inference_mode():
         for _ in range(3 * repeats):
-            start = time.perf_counter()
+            start = clock()
             folded(images)
-            taken.append(1e3 * (time.perf_counter() - start))
+            taken.append(1e3 * (clock() - start))
     return statistics.median(taken)
 
 
-def theirs(python: Path, model: str, folder: Path, size: int) -> dict[str, float]:
+def theirs(python: Path, model: str, folder: Path, size: int, clock: str) -> dict[str, float]:
     """Milliseconds per picture that the other program tells of itself, and its parameters."""
     command = [
         str(python.with_name("yolo")), "detect", "predict", f"model={model}", f"source={folder}", f"imgsz={size}",
         f"conf={MIN_SCORE}", "device=cpu", "save=False", "verbose=True", f"project={folder.parent / 'theirs'}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder.parent)
+    environment = surroundings(folder.parent / "surroundings", torch.get_num_threads(), clock)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder.parent, env=environment)
     told = _TOLD.search(done.stdout + done.stderr)
     if told is None:
         raise SystemExit(f"the other program did not run: {(done.stdout + done.stderr)[-800:]}")
@@ -106,6 +109,7 @@ def theirs(python: Path, model: str, folder: Path, size: int) -> dict[str, float
 
 def measured(options: argparse.Namespace) -> list[Row]:
     """Rounds in which every side runs once over all pictures."""
+    clock = CLOCKS[options.clock]
     model = ours(options.weights, options.size)
     answering = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("one_to_many"))
     with tempfile.TemporaryDirectory() as home:
@@ -119,16 +123,16 @@ def measured(options: argparse.Namespace) -> list[Row]:
         told: dict[str, list[dict[str, float]]] = {name: [] for name in options.peer_models}
         for _ in range(options.repeats):
             for name, way in own.items():
-                start = time.perf_counter()
+                start = clock()
                 way()
-                taken[name].append(1e3 * (time.perf_counter() - start) / len(pictures))
+                taken[name].append(1e3 * (clock() - start) / len(pictures))
             if options.peer_python is not None:
                 for name in options.peer_models:
-                    told[name].append(theirs(options.peer_python, name, folder, options.size))
+                    told[name].append(theirs(options.peer_python, name, folder, options.size, options.clock))
     canvas = (int(scene.image.shape[-2]) * options.size // 640, options.size)
     rows: list[Row] = []
     for name, seconds in taken.items():
-        alone = network_alone(model, canvas, options.repeats) if name == "yolo_n, as written" else float("nan")
+        alone = network_alone(model, canvas, options.repeats, clock) if name == "yolo_n, as written" else float("nan")
         rows.append({"detector": name, "ms per picture": statistics.median(seconds), "network ms": alone,
                      "parameters": answering})  # fmt: skip
     for name, found in told.items():
@@ -176,6 +180,7 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--peer-python", type=Path, default=None, help="python of the other program's environment")
     options.add_argument("--peer-models", nargs="+", default=["yolo11n.yaml", "yolo26n.yaml"], help="its models")
+    options.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what is counted")
     options.add_argument("--weights", default=None, help="a trained yolo_n; random weights where left out")
     options.add_argument("--size", type=int, default=640)
     options.add_argument("--yolox", type=Path, default=None, help="the published ONNX file")

@@ -1,11 +1,14 @@
 """``yolo_n`` and another vendor's detectors from random weights: the same pictures, the same size, the same time.
 
 The other program is under the AGPL and only run as the command that it installs, in an environment of its own; see
-``yolo.py``. It gets the data as we convert it to its format, validates after every epoch as we do, and stops by its own
-clock (``time=``). For ours one epoch is timed first, and as many are planned as fit. Each side runs alone, one after
-the other. Its AP is what it tells in ``results.csv``, ours is COCO's.
+``other_program.py``. It gets the data as we convert it to its format, keeps its defaults, validates each epoch and
+stops by its own clock (``time=``). Ours is trained as ``saccade train`` does it where nothing else is asked: a few
+steps are timed, within its time, and as many epochs are planned as fit. With ``--together`` both run at the same time.
+On a machine that does other work as well, ``--clock processor`` counts for both the seconds that processors worked for
+them. Its AP is what it tells in ``results.csv``, ours is COCO's.
 
-    python benchmarks/yolo_training.py DATA --minutes 30 --size 640 --peer-python ENVIRONMENT/bin/python --out FOLDER
+    python benchmarks/yolo_training.py DATA --minutes 30 --size 320 --threads 1 --together --clock processor \
+        --peer-python ENVIRONMENT/bin/python --out FOLDER
 
 ``--model`` may be given more than once, as may ``--peer-models``; ``--set`` changes how ours is trained.
 """
@@ -19,51 +22,58 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import saccade
-from measure import machine, table
-from saccade.config import override
+from measure import Row, machine, parser, report
+from other_program import CLOCKS, surroundings
+from saccade.config import from_dict, override
 from saccade.data.convert import convert
 from saccade.data.source import DataSource, open_data
-from saccade.data.transforms import Augment
 from saccade.engine.plan import TrainConfig
 from saccade.engine.train import train
+from saccade.models.build import find_config
 
 Point = dict[str, float]
 
 RESERVE = 0.97
 """Share of the time that epochs are planned for."""
-RECIPE = TrainConfig(
-    batch_size=8,
-    learning_rate=2e-3,
-    warmup=0.05,
-    ema_decay=0.998,
-    clip_norm=10.0,
-    augment=Augment(flip=0.5, colour=0.3, zoom=(0.7, 1.4)),
-)
-"""How ours is trained."""
+PROBED = 6
+"""Steps that are timed, after as many that warm up."""
 
 
-def ours(name: str, data: DataSource, config: TrainConfig, size: int, minutes: float, out: Path) -> list[Point]:
+class Training(NamedTuple):
+    """AP over the time, and the seconds that processors worked for it."""
+
+    curve: list[Point]
+    processor_seconds: float
+
+
+def ours(name: str, data: DataSource, given: argparse.Namespace, out: Path) -> Training:
     """AP over the time of one of our trainings."""
-    seconds = _seconds_per_epoch(name, data, config, size, out.with_name(out.name + "-probe"))
-    config = override(config, {"epochs": max(int(RESERVE * 60 * minutes / seconds), 2)})
+    clock = CLOCKS[given.clock]
+    start, used, size = clock(), time.process_time(), given.size
+    config = override(from_dict(TrainConfig, dict(find_config(name).train_settings(()))), given.set)
+    seconds = _seconds_per_epoch(name, data, config, size, out.with_name(out.name + "-probe"), clock)
+    left = RESERVE * 60 * given.minutes - (clock() - start)
+    config = override(config, {"epochs": max(int(left / seconds), 2)})
     print(f"{name}: {seconds:.1f} s per epoch with validation, {config.epochs} epochs", flush=True)
-    curve, start = [], time.monotonic()
+    curve = []
     for record in train(_model(name, data, size, config.seed), data, config, out=out, name=name):
         for note in record.notes:
             print(f"  {note}", flush=True)
         if record.kind == "epoch" and record.metrics:
-            told = {"seconds": time.monotonic() - start, "ap": record.metrics["ap"], "ap50": record.metrics["ap50"]}
+            told = {"seconds": clock() - start, "ap": record.metrics["ap"], "ap50": record.metrics["ap50"]}
             curve.append({"epoch": float(record.epoch), **told})
             losses = "  ".join(f"{key} {value:.3f}" for key, value in record.losses.items())
-            scores = f"AP {told['ap']:.3f}  AP50 {told['ap50']:.3f}"
+            which = max(record.evaluations, key=lambda key: record.evaluations[key]["ap"])
+            scores = f"AP {told['ap']:.3f}  AP50 {told['ap50']:.3f} ({which})"
             print(f"  {record.epoch:4d} {told['seconds']:6.0f} s  {scores}  {losses}", flush=True)
-    return curve
+    return Training(curve, time.process_time() - used)
 
 
 def _model(name: str, data: DataSource, size: int, seed: int) -> Any:
@@ -71,36 +81,58 @@ def _model(name: str, data: DataSource, size: int, seed: int) -> Any:
     return saccade.create(name, classes=data.classes.names, overrides={"preprocess.size": [size, size]})
 
 
-def _seconds_per_epoch(name: str, data: DataSource, config: TrainConfig, size: int, folder: Path) -> float:
-    """The time of the second of two epochs, with its validation."""
+def _seconds_per_epoch(
+    name: str, data: DataSource, config: TrainConfig, size: int, folder: Path, clock: Callable[[], float]
+) -> float:
+    """The time of an epoch, from that of some steps and of one validation, shared as often as there is one."""
     shutil.rmtree(folder, ignore_errors=True)
-    probe = override(config, {"epochs": 2, "validate_every": 1, "mosaic.closed": 0.0})
-    ends = [time.monotonic() for record in train(_model(name, data, size, 0), data, probe, out=folder)
-            if record.kind == "epoch"]  # fmt: skip
+    probe = override(config, {"epochs": 1, "limit_steps": 2 * PROBED})
+    ends = [clock() for _ in train(_model(name, data, size, 0), data, probe, out=folder)]
     shutil.rmtree(folder)
-    return ends[1] - ends[0]
+    steps = -(-len(data.split("train")) // (config.batch_size * config.accumulate))
+    return (
+        steps * (ends[-2] - ends[PROBED - 1]) / (len(ends) - 1 - PROBED) + (ends[-1] - ends[-2]) / config.validate_every
+    )
 
 
-def theirs(python: Path, model: str, data: Path, size: int, minutes: float, out: Path, batch: int) -> list[Point]:
-    """AP over the time, as the other program tells it."""
-    command = [
-        str(python.with_name("yolo")), "detect", "train", f"model={model}", f"data={data / 'data.yaml'}",
-        f"imgsz={size}", f"time={minutes / 60}", f"batch={batch}", "device=cpu", "workers=0", "pretrained=False",
-        "plots=False", f"project={out.parent}", f"name={out.name}", "exist_ok=True",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    log = out.with_suffix(".log")
-    with log.open("w") as stream:
-        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False).returncode
-    if code:
-        raise SystemExit(f"the other program failed, see {log}")
-    with (out / "results.csv").open(newline="") as stream:
-        rows = [{key.strip(): value.strip() for key, value in row.items()} for row in csv.DictReader(stream)]
-    names = {"epoch": "epoch", "seconds": "time", "ap": "metrics/mAP50-95(B)", "ap50": "metrics/mAP50(B)"}
-    return [{ours: float(row[key]) for ours, key in names.items()} for row in rows]
+class Peer:
+    """A training of the other program.
+
+    Args:
+        model: its name there.
+        data: the converted folder.
+        out: folder of the run.
+        given: python of its environment, size, minutes and clock, and its own settings, such as ``batch=8``.
+    """
+
+    def __init__(self, model: str, data: Path, out: Path, given: argparse.Namespace) -> None:
+        self.out, self.log = out, out.with_suffix(".log")
+        described = out.with_suffix(".yaml")  # it looks for relative paths in a folder of its own
+        text = (data / "data.yaml").read_text(encoding="utf-8")
+        described.write_text(text.replace("path: .", f"path: {data.resolve()}"), encoding="utf-8")
+        command = [
+            str(given.peer_python.with_name("yolo")), "detect", "train", f"model={model}", f"data={described}",
+            f"imgsz={given.size}", f"time={given.minutes / 60}", "device=cpu", "workers=0", "pretrained=False",
+            "plots=False", f"project={out.parent}", f"name={out.name}", "exist_ok=True", *given.peer_set,
+        ]  # fmt: skip
+        environment = surroundings(out.with_name("surroundings"), torch.get_num_threads(), given.clock)
+        with self.log.open("w") as stream:
+            self.process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+
+    def finish(self) -> Training:
+        """AP over the time, as it tells it."""
+        _, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        if self.process.returncode:
+            raise SystemExit(f"the other program failed, see {self.log}")
+        with (self.out / "results.csv").open(newline="") as stream:
+            rows = [{key.strip(): value.strip() for key, value in row.items()} for row in csv.DictReader(stream)]
+        names = {"epoch": "epoch", "seconds": "time", "ap": "metrics/mAP50-95(B)", "ap50": "metrics/mAP50(B)"}
+        curve = [{ours: float(row[key]) for ours, key in names.items()} for row in rows]
+        return Training(curve, usage.ru_utime + usage.ru_stime)
 
 
-def draw(curves: dict[str, list[Point]], path: Path, title: str) -> None:
+def draw(curves: dict[str, list[Point]], path: Path, title: str, what: str) -> None:
     """AP and AP50 over the time, every program a line."""
     from matplotlib.figure import Figure
 
@@ -109,31 +141,31 @@ def draw(curves: dict[str, list[Point]], path: Path, title: str) -> None:
         axes = figure.add_subplot(1, 2, place + 1)
         for (name, curve), dash in zip(curves.items(), ("-", "--", "-.", ":", "-", "--"), strict=False):
             axes.plot([point["seconds"] / 60 for point in curve], [point[key] for point in curve], dash, label=name)
-        axes.set(xlabel="minutes", ylabel={"ap": "AP50:95", "ap50": "AP50"}[key], ylim=(0, 1))
+        axes.set(xlabel=what, ylabel={"ap": "AP50:95", "ap50": "AP50"}[key], ylim=(0, 1))
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
 
 
-def printed(curves: dict[str, list[Point]], steps: int = 12) -> str:
-    """AP50:95 of all at equal times."""
+def at_equal_times(curves: dict[str, list[Point]], steps: int = 12) -> list[Row]:
+    """AP50:95 of all at equal times, and the best of each."""
     end = max(curve[-1]["seconds"] for curve in curves.values() if curve)
-    rows = []
+    rows: list[Row] = []
     for step in range(1, steps + 1):
         moment = end * step / steps
-        row: dict[str, Any] = {"minutes": moment / 60}
+        row: Row = {"minutes": f"{moment / 60:.1f}"}
         for name, curve in curves.items():
             known = [point["ap"] for point in curve if point["seconds"] <= moment + 1]
             row[name] = known[-1] if known else 0.0
         rows.append(row)
     rows.append({"minutes": "best", **{name: max(point["ap"] for point in curve) for name, curve in curves.items()}})
-    return table(rows)
+    return rows
 
 
 def main() -> None:
     """Train all, print and draw the curves."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = parser(__doc__ or "")
     options.add_argument("data", type=Path, help="data with boxes, of any format that saccade reads")
     options.add_argument("--out", type=Path, required=True, help="folder of the runs, curves.json and curves.png")
     options.add_argument("--minutes", type=float, default=30.0, help="of each training")
@@ -142,26 +174,41 @@ def main() -> None:
     options.add_argument("--set", nargs="*", default=[], help="fields of TrainConfig, such as learning_rate=1e-3")
     options.add_argument("--peer-python", type=Path, default=None, help="python of the other program's environment")
     options.add_argument("--peer-models", nargs="*", default=["yolo11n.yaml"], help="its models")
-    options.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's own choice")
+    options.add_argument("--peer-set", nargs="*", default=[], help="its settings, such as batch=8")
+    options.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what the minutes are")
+    options.add_argument("--together", action="store_true", help="all trainings of the other program beside ours")
     given = options.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
-    converted = given.out.resolve() / "data"
+    out = given.out.resolve()
+    converted = out / "data"
     if not converted.exists():
         convert(given.data, converted, to="yolo", task="detection", lossy=True, copy=True)
     data = open_data(converted, task="detection")
-    config = override(RECIPE, given.set)
-    curves: dict[str, list[Point]] = {}
-    for name in given.model:
-        curves[name] = ours(name, data, config, given.size, given.minutes, given.out / name)
-    for name in given.peer_models if given.peer_python else ():
-        out = given.out.resolve() / Path(name).stem
-        curves[name] = theirs(given.peer_python, name, converted, given.size, given.minutes, out, config.batch_size)
-    told = {"machine": machine(), "minutes": given.minutes, "size": given.size, "curves": curves}
-    (given.out / "curves.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    draw(curves, given.out / "curves.png", f"{given.data.name}, {given.size} pixels, from random weights")
-    print(printed(curves))
+
+    def start(name: str) -> Peer:
+        return Peer(name, converted, out / Path(name).stem, given)
+
+    peers = given.peer_models if given.peer_python else []
+    started = [start(name) for name in peers] if given.together else []
+    found = {name: ours(name, data, given, out / name) for name in given.model}
+    for place, name in enumerate(peers):
+        found[Path(name).stem] = (started[place] if started else start(name)).finish()
+    curves = {name: training.curve for name, training in found.items()}
+    used = {name: training.processor_seconds for name, training in found.items()}
+    told = {
+        "machine": machine(),
+        "clock": given.clock,
+        "minutes": given.minutes,
+        "size": given.size,
+        "curves": curves,
+        "processor s": used,
+    }
+    (out / "curves.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    what = {"wall": "minutes", "processor": "minutes of a processor"}[given.clock]
+    draw(curves, out / "curves.png", f"{given.data.name}, {given.size} pixels, from random weights", what)
+    report([*at_equal_times(curves), {"minutes": "processor s", **used}], given.json)
 
 
 if __name__ == "__main__":

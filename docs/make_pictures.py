@@ -12,7 +12,7 @@ from saccade.data.source import open_data
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
 from saccade.opening import AnyModel
 from saccade.report import panel
-from saccade.types import Segmentation
+from saccade.types import Detections, Segmentation
 
 HERE = Path(__file__).parent
 RUN = HERE.parent / "runs" / "demo"
@@ -21,15 +21,22 @@ SHOWN = ("Sandal", "Shirt", "Bag")
 REGION_METHODS = ("layercam", "hirescam", "gradcam", "gradient", "occlusion")
 NUCLEI_SHOWN = (8, 9, 20)
 """Places in the held-out pictures of nuclei."""
+OBJECT_PICTURES = 2
+"""Pictures of which two objects each are explained."""
+MOST_OBJECTS = 12
+"""Objects that such a picture may have, to be readable."""
+OBJECT_METHODS = (("box", "layercam"), ("box", "drise"), ("left", "hirescam"), ("mask", "layercam"))
+"""What is asked of each object, and the method."""
 
 
 def main() -> None:
     """Train where no demo has run yet, then draw."""
-    runs = RUN / "classification", RUN / "segmentation"
+    runs = RUN / "classification", RUN / "segmentation", RUN / "instances"
     if not all((run / "best.safetensors").is_file() for run in runs):
         demo.run(RUN, overwrite=True, console=Console())
     print(draw_methods(load(runs[0])))
     print(draw_regions(load(runs[1])))
+    print(draw_objects(load(runs[2])))
 
 
 def draw_methods(model: AnyModel) -> Path:
@@ -63,6 +70,29 @@ def draw_regions(model: AnyModel, path: Path = HERE / "pictures" / "semantic.png
             heat = explain_batch(subject, [image], ["component:1"], ExplainOptions(method=method))[0][0]
             row.append(panel(heat, title=method))
         rows.append(row)
+    return render.save(render.side_by_side(rows), path, dpi=110)
+
+
+def draw_objects(model: AnyModel, path: Path = HERE / "pictures" / "boxes.png") -> Path:
+    """Pictures of nuclei with what was found, and two nuclei of each explained: class, left side and mask."""
+    subject = Subject(model)
+    rows = []
+    for sample in open_data("nuclei_instances").split("val"):
+        found = predict(model, sample.image)[0]
+        assert isinstance(found, Detections)
+        clear = found.above(0.5)
+        if not 2 <= len(clear) <= MOST_OBJECTS:
+            continue
+        drawn = render.box_overlay(sample.image, clear, clear.classes)
+        row = [render.Panel(image=drawn, title="found")]
+        for index in range(2):
+            for part, method in OBJECT_METHODS:
+                asked = {"box": f"box:{index}", "left": f"box:{index}/left", "mask": f"mask:{index}"}[part]
+                heat = explain_batch(subject, [sample.image], [asked], ExplainOptions(method=method))[0][0]
+                row.append(panel(heat, title=method))
+        rows.append(row)
+        if len(rows) == OBJECT_PICTURES:
+            break
     return render.save(render.side_by_side(rows), path, dpi=110)
 
 

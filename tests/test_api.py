@@ -13,7 +13,11 @@ import torch
 from PIL import Image
 
 import saccade
+from saccade.api import start
+from saccade.config import from_dict
 from saccade.data.source import open_data
+from saccade.data.synthetic import synthetic_objects
+from saccade.engine.plan import TrainConfig
 from saccade.errors import (
     ConfigError,
     DataError,
@@ -26,7 +30,10 @@ from saccade.errors import (
 )
 from saccade.explanation.adapt import adapt
 from saccade.models import build
+from saccade.models.build import find_config
+from saccade.models.yolo import YoloConfig
 from saccade.ops.image import Preprocess
+from saccade.registry import names
 from saccade.types import Segmentation
 from saccade.weights.published import Published
 
@@ -164,6 +171,27 @@ def test_train_refuses_before_anything_is_written(
     with pytest.raises(kind, match=words):
         saccade.train("vit_average_test", colours, out=tmp_path / "run", quiet=True, **settings)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_model_is_trained_as_it_is_known_to_learn_where_nothing_else_is_asked(tmp_path: Path) -> None:
+    data = {"train": synthetic_objects(4, 64, 0), "val": synthetic_objects(2, 64, 1)}
+    asked = ["train.epochs=1", "train.augment.flip=0.25"]
+    settings = {"learning_rate": 1e-4}
+    out, records = start("yolo_test", data, out=tmp_path / "run", assignments=asked, settings=settings)
+    notes = [note for record in records for note in record.notes]
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))["train"]
+    usual = YoloConfig.training
+    assert config["batch_size"] == usual["batch_size"]
+    assert config["clip_norm"] == usual["clip_norm"]
+    assert config["augment"]["zoom"] == usual["augment"]["zoom"]
+    assert (config["learning_rate"], config["augment"]["flip"]) == (1e-4, 0.25)
+    assert any("known to learn" in note for note in notes)
+
+
+@pytest.mark.parametrize("name", [name for name in names() if find_config(name).training])
+def test_the_settings_that_models_name_exist(name: str) -> None:
+    config = from_dict(TrainConfig, dict(find_config(name).training))
+    assert config != TrainConfig()
 
 
 def test_train_leaves_an_older_run_alone(trained: Path, colours: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saccade.config import from_dict, override, to_dict
+from saccade.config import from_dict, override
 from saccade.data.source import open_data
 from saccade.errors import ConfigError, WeightsError
 from saccade.opening import AnyModel, as_model, load, open_for, prompter_of, with_classes, with_prompts
@@ -134,9 +134,13 @@ def start(
 
     parts = _sorted_by_part(assignments)
     source = open_data(data, task=task_of(model), strict=strict)
-    config = from_dict(TrainConfig, {"strict": strict, **(settings or {})})
-    with _placed_in("train"):
-        config = override(config, parts["train"])
+
+    def planned(own: Mapping[str, Any]) -> TrainConfig:
+        plain = from_dict(TrainConfig, {"strict": strict, **own, **(settings or {})})
+        with _placed_in("train"):
+            return override(plain, parts["train"])
+
+    config = planned({})  # before anything is built, so that a wrong word costs no time
     name = model if isinstance(model, str) else type(model).__name__.lower()
     if isinstance(model, str):
         torch.manual_seed(config.seed)
@@ -152,12 +156,10 @@ def start(
         report = _load_weights(model, weights)
         taken = report.taken
         notes.append(f"weights: {report}")
-    own = {
-        key: value for key, value in model.config.train_settings(taken).items() if key not in _set_by(settings, parts)
-    }
-    if own:
-        config = from_dict(TrainConfig, {**to_dict(config), **own})
-        told = ", ".join(f"{key}={json.dumps(value)}" for key, value in own.items())
+    own = model.config.train_settings(taken)
+    config = planned(own)
+    if unset := {key: value for key, value in own.items() if key not in _set_by(settings, parts)}:
+        told = ", ".join(f"{key}={json.dumps(value)}" for key, value in unset.items())
         notes.append(f"settings this model learns well with, where you set none: {told}")
     if config.strict:
         # A run that stopped at a damaged picture could not go on once that is mended: its data would be other data.

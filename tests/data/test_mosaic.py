@@ -193,3 +193,41 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
         states.append(load_state(out / "last.ckpt")["model"])
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert torch.isfinite(model(ImageBatch.of(torch.rand(1, 3, 64, 64))).one_logits).all()
+
+
+def test_the_four_get_their_colours_together() -> None:
+    samples = [sample(index) for index in range(4)]
+    key = Key(0, 0, [0])
+    plain, target = compose(samples, Mosaic(), Augment(), LETTERBOX, key)
+    varied, moved = compose(samples, Mosaic(), Augment(colour=0.8), LETTERBOX, key)
+    assert torch.equal(varied, Augment(colour=0.8).recolour(plain[None], LETTERBOX, key)[0])
+    assert not torch.equal(varied, plain)
+    assert torch.equal(target.boxes, moved.boxes)
+
+
+def test_small_data_are_decoded_once_and_what_does_not_fit_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(Rectangles):
+        def __init__(self) -> None:
+            super().__init__(6)
+            self.decoded: list[int] = []
+
+        def __getitem__(self, index: int) -> Sample:
+            self.decoded.append(index)
+            return super().__getitem__(index)
+
+    def batches(room: int) -> tuple[list[Tensor], list[int]]:
+        monkeypatch.setattr("saccade.data.loader._MEMORY", room)
+        data = Counted()
+        loader = Loader(data, LETTERBOX, LoaderConfig(batch_size=3), shuffle=True, mosaic=Mosaic(), mosaic_epochs=2)
+        pixels = [batch.images.pixels for epoch in range(2) for batch in loader.epoch(epoch)]
+        return pixels, data.decoded
+
+    picture = 3 * 64 * 64
+    kept, once = batches(6 * picture)
+    some, _ = batches(2 * picture)
+    none, every = batches(0)
+    assert sorted(once) == list(range(6))
+    assert len(every) == 2 * 6 * 4
+    for one, other, third in zip(kept, some, none, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, third)

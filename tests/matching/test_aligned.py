@@ -8,6 +8,7 @@ from torch import Tensor
 
 from saccade.errors import ConfigError
 from saccade.matching.aligned import AlignedAssigner
+from saccade.ops.boxes import box_iou
 from saccade.types import BoxTarget
 
 
@@ -81,6 +82,37 @@ def test_an_object_without_area_is_learned_by_no_point() -> None:
     boxes, scores = said(*[(0, 0, 16, 8)] * 4, scores=torch.full((4, 2), 0.5))
     aligned = AlignedAssigner()(POINTS, boxes, scores, [objects((4, 4, 4, 8), labels=[0])])
     assert not aligned.is_positive.any()
+
+
+@pytest.mark.parametrize("most", [1, 3, 10])
+@pytest.mark.parametrize("seed", range(3))
+def test_it_is_what_comparing_every_point_with_every_object_gives(most: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    side = torch.arange(10) * 8.0 + 4
+    points = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
+    corners = torch.rand(9, 2) * 60
+    target = BoxTarget.of(torch.cat([corners, corners + 5 + torch.rand(9, 2) * 40], 1), torch.randint(3, (9,)))
+    reach = torch.rand(2, len(points), 2) * 24 + 1
+    boxes, scores = torch.cat([points - reach[0], points + reach[1]], dim=1), torch.rand(len(points), 3)
+    aligned = AlignedAssigner(most=most)(points, boxes[None], scores[None], [target])
+    overlaps = box_iou(target.boxes, boxes)
+    fits = scores.T[target.labels].sqrt() * overlaps**6
+    chosen = torch.zeros_like(overlaps, dtype=torch.bool)
+    for number, (left, top, right, bottom) in enumerate(target.boxes.tolist()):
+        (across, down) = points.T
+        inside = torch.nonzero((across > left) & (across < right) & (down > top) & (down < bottom))[:, 0].tolist()
+        for point in sorted(inside, key=lambda point: -float(fits[number, point]))[:most]:
+            chosen[number, point] = True
+    assert torch.equal(aligned.is_positive[0], chosen.any(0))
+    owner = torch.where(chosen, overlaps, -1.0).argmax(0)
+    own = chosen & (torch.arange(9)[:, None] == owner)
+    expected = torch.zeros(len(points), 3)
+    for number in range(9):
+        for point in torch.nonzero(own[number])[:, 0].tolist():
+            share = fits[number, point] / fits[number, own[number]].max()
+            expected[point, target.labels[number]] = share * overlaps[number, own[number]].max()
+    assert torch.allclose(aligned.scores[0], expected, atol=1e-6)
+    assert torch.equal(aligned.boxes[0][chosen.any(0)], target.boxes[owner][chosen.any(0)])
 
 
 def test_wrong_settings() -> None:

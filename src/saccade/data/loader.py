@@ -36,6 +36,9 @@ _FEW = 256
 """Data sets below this size are decoded in this process: starting workers would take longer."""
 
 
+_MEMORY = 1 << 28
+"""Bytes of decoded pictures that are kept where mosaics read each of them four times in every epoch."""
+
 _LOOSE = (BoxTarget, Caption)
 """Targets that are no tensors of one shape."""
 
@@ -125,11 +128,30 @@ class _Request(NamedTuple):
     indices: tuple[int, ...]
 
 
+class _Memory:
+    """Decoded samples, as many as fit; those that come first stay."""
+
+    def __init__(self, dataset: Dataset, room: int) -> None:
+        self.dataset, self.room = dataset, room
+        self._samples: dict[int, Any] = {}
+
+    def __getitem__(self, index: int) -> Any:
+        """The sample, decoded at most once where it fits."""
+        if index in self._samples:
+            return self._samples[index]
+        sample = self.dataset[index]
+        if sample.image.nbytes <= self.room:
+            self.room -= sample.image.nbytes
+            self._samples[index] = sample
+        return sample
+
+
 class _Fetcher:
     """Decodes and augments; lives in the worker processes."""
 
     def __init__(self, loader: Loader) -> None:
         self.dataset = loader.dataset
+        self.samples = loader.memory or loader.dataset
         self.preprocess = loader.preprocess
         self.augment = loader.augment
         self.mosaic = loader.mosaic
@@ -229,7 +251,7 @@ class _Fetcher:
         for step in range(MAX_REPLACEMENTS if self.replaces else 1):
             index = (wanted + step) % len(self.dataset)
             try:
-                return index, self.dataset[index]
+                return index, self.samples[index]
             except ImageError as error:
                 if self.strict:
                     raise
@@ -310,6 +332,8 @@ class Loader:
         self._seen: set[str] = set()
         self._feed = _Feed()
         self._workers: DataLoader[Any] | None = None
+        is_kept = mosaic is not None and not self.num_workers
+        self.memory = _Memory(dataset, _MEMORY) if is_kept else None
 
     @property
     def num_workers(self) -> int:

@@ -3,7 +3,8 @@
 Mosaic: Bochkovskiy et al. 2020, arXiv 2004.10934. Mixup of pictures with boxes, and closing both for the last epochs,
 so that the end of the training sees pictures as they are: Ge et al. 2021 (YOLOX), arXiv 2107.08430. Differs from the
 papers: the four parts meet on the canvas itself, at a place that is drawn, instead of on one of twice the size that is
-cut afterwards; each part is a random window of its picture at about the scale it has by itself.
+cut afterwards; each part is a random window of its picture at about the scale it has by itself; the four get their
+colours together, as one picture does.
 
 Which pictures meet, and where, is a function of (seed, epoch, index) alone, as everything in the loader is.
 
@@ -84,7 +85,7 @@ def compose(
     Args:
         samples: the picture itself and its ``Mosaic.partners``.
         mosaic: how much they are magnified.
-        augment: how each of them is varied, as if it were alone.
+        augment: how each of them is moved, as if it were alone, and how the four together get other colours.
         preprocess: of the model; the canvas has its ``size``.
         key: seed, epoch and the index of the picture itself.
 
@@ -98,19 +99,20 @@ def compose(
         for draw, side in zip(draws[5:7], preprocess.size, strict=True)
     )
     canvas = torch.zeros(3, height, width, dtype=torch.uint8)
-    varied = replace(augment, scale=None, zoom=mosaic.zoom)
+    moved = replace(augment, scale=None, zoom=mosaic.zoom, colour=0.0, rand_augment=0, erase=0.0)
     parts = []
     for place, sample in enumerate(samples[:4]):
         is_below, is_right = divmod(place, 2)
         frame = (height - down if is_below else down), (width - right if is_right else right)
         content, target = vary_objects(
-            sample.image, _objects(sample), varied, preprocess, _key_of(key, place), frame=frame
+            sample.image, _objects(sample), moved, preprocess, _key_of(key, place), frame=frame
         )
         tall, wide = int(content.shape[1]), int(content.shape[2])
         # A part that does not fill its place touches the point where all four meet.
         top, left = (down if is_below else down - tall), (right if is_right else right - wide)
         canvas[:, top : top + tall, left : left + wide] = content
         parts.append(_placed(target, (top, left), preprocess.size))
+    canvas = augment.recolour(canvas[None], preprocess, key)[0]
     if len(samples) > 4:
         content, target = vary_objects(samples[4].image, _objects(samples[4]), augment, preprocess, _key_of(key, 4))
         over = torch.zeros_like(canvas)

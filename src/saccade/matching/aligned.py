@@ -65,46 +65,66 @@ class AlignedAssigner(Config):
             scores: ``[B, P, K]`` predicted, in [0, 1].
             targets: of B pictures, without crowds.
         """
-        batch, num_points = scores.shape[:2]
+        batch, num_points, _ = scores.shape
         objects, labels, is_object = pad_targets(targets, boxes.device)
         is_object &= areas(objects) > 0
+        values, owner = torch.zeros_like(scores), torch.zeros(batch, num_points, dtype=torch.int64, device=boxes.device)
         if not objects.shape[1]:
-            zeros = torch.zeros_like(scores)
-            return Aligned(zeros[..., 0] > 0, zeros[..., 0].long(), torch.zeros_like(boxes), zeros)
-        overlaps = paired_iou(boxes[:, None], objects[:, :, None])  # [B, M, P]
-        of_class = scores.mT.gather(1, labels[:, :, None].expand(-1, -1, num_points))  # [B, M, P]
+            return Aligned(owner > 0, owner, torch.zeros_like(boxes), values)
+        # Few points lie in an object: everything but this first look is done for those pairs alone.
+        pairs = _Pairs(*torch.nonzero(_is_inside(points, objects) & is_object[:, :, None]).unbind(1))
+        overlaps = paired_iou(boxes[pairs.image, pairs.point], objects[pairs.image, pairs.object])
+        of_class = scores[pairs.image, pairs.point, labels[pairs.image, pairs.object]]
         alignment = of_class.pow(self.score_power) * overlaps.pow(self.iou_power)
-        is_inside = (points > objects[:, :, None, :2]).all(-1) & (points < objects[:, :, None, 2:]).all(-1)
-        is_inside &= is_object[:, :, None]
-        chosen = self._best(alignment, is_inside)
-        owner, is_positive = _one_owner(chosen, overlaps)
-        aimed = _scaled(
-            alignment, overlaps, chosen & (owner[:, None] == torch.arange(len(objects[0]))[:, None].to(owner))
-        )
+        chosen = _best(alignment, pairs.image * objects.shape[1] + pairs.object, is_object.numel(), self.most)
+        pairs, overlaps, alignment = _Pairs(*(part[chosen] for part in pairs)), overlaps[chosen], alignment[chosen]
+        chosen = _one_owner(overlaps, pairs.image * num_points + pairs.point, pairs.object, owner.numel())
+        pairs, overlaps, alignment = _Pairs(*(part[chosen] for part in pairs)), overlaps[chosen], alignment[chosen]
+        row = pairs.image * objects.shape[1] + pairs.object
+        owner[pairs.image, pairs.point] = pairs.object
+        is_positive = torch.zeros_like(owner, dtype=torch.bool)
+        is_positive[pairs.image, pairs.point] = True
+        aimed = _scaled(alignment, overlaps, row, is_object.numel())
+        values[pairs.image, pairs.point, labels[pairs.image, pairs.object]] = aimed
         pictures = torch.arange(batch, device=boxes.device)[:, None]
-        values = torch.zeros_like(scores)
-        values[pictures, torch.arange(num_points, device=boxes.device)[None], labels[pictures, owner]] = (
-            aimed.gather(1, owner[:, None])[:, 0] * is_positive
-        )
         return Aligned(is_positive, owner, objects[pictures, owner], values)
 
-    def _best(self, alignment: Tensor, is_inside: Tensor) -> Tensor:
-        """The ``most`` best points inside of each object, ``[B, M, P]`` bool."""
-        # Where nothing overlaps yet all alignments are zero: any points inside will do, rather than ones outside.
-        ranked = torch.where(is_inside, alignment, -1.0)
-        places = ranked.topk(min(self.most, ranked.shape[-1]), dim=-1).indices
-        return torch.zeros_like(is_inside).scatter_(2, places, value=True) & is_inside
+
+class _Pairs(NamedTuple):
+    """Objects and points that lie in them, ``[N]`` each: which picture, which object, which point."""
+
+    image: Tensor
+    object: Tensor
+    point: Tensor
 
 
-def _one_owner(chosen: Tensor, overlaps: Tensor) -> tuple[Tensor, Tensor]:
-    """The object of each point ``[B, P]``, that with the largest IoU of those that chose it, and whether any did."""
-    owner = torch.where(chosen, overlaps, -1.0).argmax(1)
-    return owner, chosen.any(1)
+def _is_inside(points: Tensor, objects: Tensor) -> Tensor:
+    """Which points ``[P, 2]`` lie in which boxes ``[B, M, 4]``, ``[B, M, P]`` bool."""
+    (across, down), (left, top, right, bottom) = points.unbind(1), objects[..., None].unbind(2)
+    return (across > left) & (across < right) & (down > top) & (down < bottom)
 
 
-def _scaled(alignment: Tensor, overlaps: Tensor, chosen: Tensor) -> Tensor:
-    """Aimed scores ``[B, M, P]``: the alignment, scaled so that each object's best point aims at its best IoU."""
-    kept = alignment * chosen
-    highest = kept.amax(-1, keepdim=True)
-    best = (overlaps * chosen).amax(-1, keepdim=True)
-    return kept / highest.clamp_min(1e-30) * best
+def _best(alignment: Tensor, row: Tensor, num_rows: int, most: int) -> Tensor:
+    """The indices of the ``most`` best pairs of each row, ``[N]`` each; rows rise."""
+    counts = torch.bincount(row, minlength=num_rows)
+    starts = counts.cumsum(0) - counts
+    ranked = alignment.new_full((num_rows, max(int(counts.max()), 1)), -1.0)
+    # Where nothing overlaps yet all alignments are zero, and any points inside will do.
+    ranked[row, torch.arange(len(row), device=row.device) - starts[row]] = alignment
+    values, places = ranked.topk(min(most, ranked.shape[1]), dim=1)
+    return (starts[:, None] + places)[values >= 0]
+
+
+def _one_owner(overlaps: Tensor, cell: Tensor, number: Tensor, num_cells: int) -> Tensor:
+    """Which pairs stay ``[N]`` bool where a point was chosen by several: that with the largest IoU, then the first."""
+    best = overlaps.new_zeros(num_cells).scatter_reduce(0, cell, overlaps, "amax")
+    is_best = overlaps == best[cell]
+    candidate = torch.where(is_best, number, torch.iinfo(number.dtype).max)
+    first = number.new_full((num_cells,), torch.iinfo(number.dtype).max).scatter_reduce(0, cell, candidate, "amin")
+    return is_best & (number == first[cell])
+
+
+def _scaled(alignment: Tensor, overlaps: Tensor, row: Tensor, num_rows: int) -> Tensor:
+    """Aimed scores ``[N]``: the alignment, scaled so that each object's best point aims at its best IoU."""
+    highest, best = (part.new_zeros(num_rows).scatter_reduce(0, row, part, "amax") for part in (alignment, overlaps))
+    return alignment / highest[row].clamp_min(1e-30) * best[row]

@@ -23,9 +23,9 @@ canvas
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,16 @@ from saccade.types import BoxTarget, ExplainSpec, GridLayer, ImageBatch, Losses,
 
 PRIOR = 0.01
 """Score that everything starts with: most cells and queries are nothing."""
+
+
+TRAINING: Mapping[str, Any] = {
+    "batch_size": 8,
+    "learning_rate": 1e-3,
+    "warmup": 0.05,
+    "ema_decay": 0.998,
+    "augment": {"flip": 0.5, "colour": 0.3, "zoom": [0.7, 1.4]},
+}
+"""Settings that it was seen to learn well with, from hundreds of pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +97,10 @@ class DetrFastConfig(DetectorConfig):
     """How pictures become pixels."""
     selection: Selection = field(default_factory=lambda: Selection(nms_iou=1.0))
     """Which queries become detections; nothing has to be suppressed."""
+
+    def train_settings(self, taken: Collection[str]) -> Mapping[str, Any]:
+        """What random weights learn well with."""
+        return TRAINING
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,9 +14,9 @@ B batch · P points, finest map first · K classes · n bins of a distribution �
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,17 @@ class PointLoss(Config):
     """Of the cross-entropy of the distances' distributions."""
 
 
+TRAINING: Mapping[str, Any] = {
+    "batch_size": 8,
+    "learning_rate": 2e-3,
+    "warmup": 0.05,
+    "ema_decay": 0.998,
+    "clip_norm": 10.0,
+    "augment": {"flip": 0.5, "colour": 0.3, "zoom": [0.7, 1.4]},
+}
+"""Settings that it was seen to learn well with, from hundreds of pictures."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class YoloConfig(DetectorConfig):
     """A one-stage detector: how wide, how deep, and how it ends."""
@@ -83,6 +94,10 @@ class YoloConfig(DetectorConfig):
     """How pictures become pixels."""
     selection: Selection = field(default_factory=lambda: Selection(min_score=0.01, nms_iou=1.0))
     """Which points become detections."""
+
+    def train_settings(self, taken: Collection[str]) -> Mapping[str, Any]:
+        """What random weights learn well with."""
+        return TRAINING
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,18 +226,17 @@ class Yolo(Detector[YoloOutputs]):
             if not len(logits) and len(kept):
                 continue
             logits, codes = logits.float(), codes.float()
-            boxes = self.decode(codes, outputs.points)
-            aligned = assigner(outputs.points[:, :2], boxes.detach(), logits.detach().sigmoid(), kept)
-            found = self._terms(logits, codes, boxes, outputs.points, aligned)
+            with torch.no_grad():
+                boxes = self.decode(codes, outputs.points)
+                aligned = assigner(outputs.points[:, :2], boxes, logits.sigmoid(), kept)
+            found = self._terms(logits, codes, outputs.points, aligned)
             if outputs.prototypes.numel():
                 found["mask"] = self.mask_term(name == "one", outputs, codes, aligned, kept)
             terms |= {f"{name}_{key}": value for key, value in found.items()}
             logs[f"{name}_positive"] = aligned.is_positive.sum() / max(len(kept), 1)
         return Losses(terms, logs)
 
-    def _terms(
-        self, logits: Tensor, codes: Tensor, boxes: Tensor, points: Tensor, aligned: Aligned
-    ) -> dict[str, Tensor]:
+    def _terms(self, logits: Tensor, codes: Tensor, points: Tensor, aligned: Aligned) -> dict[str, Tensor]:
         weights = self.config.loss
         # What is aimed at in all counts as one; a batch without objects divides by 1.
         share = 1 / aligned.scores.sum().clamp_min(1.0)
@@ -232,15 +246,13 @@ class Yolo(Detector[YoloOutputs]):
             * F.binary_cross_entropy_with_logits(logits, aligned.scores, reduction="sum")
         }
         where = aligned.is_positive
-        aimed = aligned.scores.sum(-1)[where]
-        overlap = generalized_iou(boxes[where], aligned.boxes[where])
+        aimed = aligned.scores[where].sum(-1)
+        said, aims, places = codes[where], aligned.boxes[where], points.expand(len(logits), -1, -1)[where]
+        overlap = generalized_iou(self.decode(said, places), aims)
         terms["boxes"] = weights.boxes * share * ((1 - overlap) * aimed).sum()
         if self.config.bins:
-            place = points.expand(len(logits), -1, -1)[where]
-            distances = _distances(aligned.boxes[where], place)
-            terms["distribution"] = (
-                weights.distribution * share * (self._distribution_loss(codes[where], distances) * aimed).sum()
-            )
+            wrong = self._distribution_loss(said, _distances(aims, places))
+            terms["distribution"] = weights.distribution * share * (wrong * aimed).sum()
         return terms
 
     def mask_term(
