@@ -180,17 +180,17 @@ def test_a_model_is_trained_as_it_is_known_to_learn_where_nothing_else_is_asked(
     out, records = start("yolo_test", data, out=tmp_path / "run", assignments=asked, settings=settings)
     notes = [note for record in records for note in record.notes]
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))["train"]
-    usual = YoloConfig.training
+    usual = YoloConfig().train_settings(())
     assert config["batch_size"] == usual["batch_size"]
     assert config["clip_norm"] == usual["clip_norm"]
     assert config["augment"]["zoom"] == usual["augment"]["zoom"]
     assert (config["learning_rate"], config["augment"]["flip"]) == (1e-4, 0.25)
-    assert any("known to learn" in note for note in notes)
+    assert any("learns well with" in note for note in notes)
 
 
-@pytest.mark.parametrize("name", [name for name in names() if find_config(name).training])
+@pytest.mark.parametrize("name", [name for name in names() if find_config(name).train_settings(())])
 def test_the_settings_that_models_name_exist(name: str) -> None:
-    config = from_dict(TrainConfig, dict(find_config(name).training))
+    config = from_dict(TrainConfig, dict(find_config(name).train_settings(())))
     assert config != TrainConfig()
 
 
