@@ -1,9 +1,9 @@
-"""Every method of explanation on every task: do maps point to the object, do they show what decides, do they follow
-what was learned, and what do they cost.
+"""Every method of explanation on every task.
 
+Do maps point to the object, do they show what decides, do they follow what was learned, and what do they cost?
 Pointing game: Zhang et al. 2016, arXiv 1608.00507. Energy inside: Wang et al. 2020, arXiv 1910.01279. Deletion and
-insertion: Petsiuk et al. 2018, arXiv 1806.07421. Randomised weights: Adebayo et al. 2018, arXiv 1810.03292, here of the
-later half of the tensors, because a control that only draws edges survives exactly that.
+insertion: Petsiuk et al. 2018, arXiv 1806.07421. Randomised weights: Adebayo et al. 2018, arXiv 1810.03292, here of
+the later half of the tensors, because a control that only draws edges survives exactly that.
 
 h, w picture · H, W canvas · N cells of a picture · M masks
 """
@@ -71,6 +71,9 @@ NEGATIVE = "guided_backprop"
 LIKE = 0.5
 """Rank correlation with the map of a network whose later half was shuffled, above which a map does not show it."""
 
+ACROSS = 6
+"""Maps beside each other in a picture of the page."""
+
 
 # One trial
 
@@ -82,10 +85,10 @@ def measure(trial: Trial) -> Measured:
     classifier: Any = model.classifier([f"a {name}" for name in model.classes]) if isinstance(model, Clip) else model
     subject = Subject(classifier.eval())
     copy = Subject(half_shuffled(classifier, trial.seed))
-    explainers = explainers_of(subject, trial.pick(20, 100, 1000), trial.pick(2, 12, None))
+    explainers = explainers_of(subject, trial.scale)
     details: dict[str, dict[str, list[float]]] = {name: {} for name in (*explainers, *CONTROLS)}
     rows: list[list[render.Panel]] = []
-    wanted, missing = trial.pick(1, 2, 8), 0
+    wanted, missing = trial.pick(1, 1, 8), 0
     for case in _cases(trial, subject, wanted):
         if case is None:
             missing += 1
@@ -94,10 +97,11 @@ def measure(trial: Trial) -> Measured:
         for name, found in figures.items():
             for key, value in found.items():
                 details[name].setdefault(key, []).append(value)
-        if trial.draws and len(rows) < 2:
-            rows.append([_panel(heat, name) for name, heat in heats.items()])
+        if trial.draws and not rows:
+            panels = [_panel(heat, name) for name, heat in heats.items()]
+            rows += [panels[start : start + ACROSS] for start in range(0, len(panels), ACROSS)]
     shots = (
-        [Shot(png=render.to_png(render.side_by_side(rows, size=1.3), dpi=80), caption="all methods")] if rows else []
+        [Shot(png=render.to_png(render.side_by_side(rows, size=1.6), dpi=80), caption="all methods")] if rows else []
     )
     return Measured(
         figures={
@@ -182,19 +186,22 @@ def _truth(trial: Trial, index: int) -> Tensor | None:
     return None
 
 
-def explainers_of(subject: Subject, masks: int, channels: int | None) -> dict[str, Explainer]:
+def explainers_of(subject: Subject, scale: Scale) -> dict[str, Explainer]:
     """Every method that suits a model, the usual one first, and the negative control where it has a ReLU.
 
-    Args:
-        subject: the model.
-        masks: of RISE and D-RISE.
-        channels: of Score-CAM, at most.
+    At full scale with the options they have by default; below it the costly ones see the picture less often.
     """
-    options: dict[str, dict[str, Any]] = {
-        "rise": {"num_masks": masks},
-        "drise": {"num_masks": masks},
-        "scorecam": {"max_channels": channels},
+    ready: Any = subject.model
+    window = max(min(ready.preprocess.size) // CELLS, 1)
+    thrift: dict[str, dict[str, Any]] = {
+        "smoothgrad": {"samples": 8},
+        "integrated_gradients": {"steps": 8},
+        "scorecam": {"max_channels": 8},
+        "occlusion": {"patch": window, "stride": window},
+        "rise": {"num_masks": 40},
+        "drise": {"num_masks": 40},
     }
+    options = {} if scale == "full" else thrift
     reasons = suited(subject.spec, has_boxes=subject.has_boxes)
     has_relu = any(isinstance(module, nn.ReLU) for module in subject.model.modules())
     usual = default_method(subject.spec, has_regions=subject.has_regions, has_boxes=subject.has_boxes).name
@@ -388,6 +395,9 @@ def outlined_nuclei(scale: Scale) -> DataSource:
     return shortened(open_data("nuclei_instances"), {"train": 8, "val": 4} if scale == "smoke" else {})
 
 
+FOUND: Mapping[str, Any] = {"selection.min_score": 0.0, "selection.max_detections": 5}
+"""A detector that has learned little is asked about its likeliest object, however unlikely."""
+
 PROMPTED = next(iter(PROMPTS.arms.values()))
 ARMS: Mapping[str, Arm] = {
     "class, scenes, CNN": Arm(
@@ -403,16 +413,22 @@ ARMS: Mapping[str, Arm] = {
     ),
     "region, nuclei, U-Net": Arm(model="unet_nano", train=NUCLEI, data=nuclei),
     "box, blood cells, YOLO": Arm(
-        model="yolo_small", overrides={"selection.min_score": 0.0}, train=OBJECTS, data=cells
+        model="yolo_small",
+        overrides={"preprocess.size": [160, 160], **FOUND},
+        train=OBJECTS,
+        data=cells,
     ),
     "box, scenes, DETR": Arm(
         model="detr_small",
-        overrides={"preprocess.size": [128, 128], "queries": 10, "selection.min_score": 0.0},
+        overrides={"preprocess.size": [128, 128], "queries": 10, **FOUND},
         train=OBJECTS,
         data=objects,
     ),
     "mask, nuclei, Mask R-CNN": Arm(
-        model="mask_rcnn_small", overrides={"selection.min_score": 0.0}, train=OBJECTS, data=outlined_nuclei
+        model="mask_rcnn_small",
+        overrides={"preprocess.size": [128, 128], **FOUND},
+        train=OBJECTS,
+        data=outlined_nuclei,
     ),
     "prompt, scenes, CLIP": Arm(
         model=PROMPTED.model, overrides=PROMPTED.overrides, train=PROMPTED.train, data=captioned
@@ -444,7 +460,7 @@ def explanations(data: str | Path | DataSource | None = None, *, command: str = 
         source = open_ladder(data)
         names = OWN[source.task]
         train = RUNGS[source.task].train
-        overrides = {"selection.min_score": 0.0} if source.task in {"detection", "instance"} else {}
+        overrides = {**FOUND} if source.task in {"detection", "instance"} else {}
         arms = {
             name: Arm(
                 model=name,
