@@ -4,7 +4,7 @@
 
 * class activation maps of a ResNet-50 at 224, of 1, 5 and 20 classes; of 20 also against our own forward pass;
 * relevance of a ViT-B/16, 8 pictures, against attention times gradient carried out picture by picture;
-* integrated gradients of a ResNet-50 with 50 points, against captum at its faster setting, gaps beside;
+* integrated gradients of a ResNet-50 with 50 points, against captum as it is and at its best, gaps beside;
 * RISE of a ResNet-50 with the same masks, against xaitk; how far ours comes when it stops at a stated error;
 * D-RISE of a YOLO with the same masks, against xaitk.
 
@@ -32,7 +32,7 @@ from saccade.explanation.gradients import IntegratedGradients
 from saccade.explanation.perturbation import DRISE, RISE, baseline_pixels, draw_masks, masked_scores
 from saccade.explanation.record import find_module
 from saccade.explanation.scores import class_score
-from saccade.models.build import create
+from saccade.models.build import create, find_config
 from saccade.ops.image import to_original
 from saccade.types import ImageBatch
 
@@ -61,19 +61,19 @@ class Plain(nn.Module):
 # Class activation maps
 
 
-def cam_rows(batch: int, repeats: int) -> list[Row]:
+def cam_rows(name: str, batch: int, repeats: int) -> list[Row]:
     """Grad-CAM, HiResCAM and LayerCAM against both peers, as far as they have them."""
-    model, images = classifier("resnet50"), pictures(batch)
+    model, images = classifier(name), pictures(batch)
     rows = []
     for explainer in (GradCAM(), HiResCAM(), LayerCAM()):
         for count, reach in REACH.items():
             ours = cam_of(model, images, range(count), explainer)
             for peer, theirs in cam_peers(model, images, range(count), explainer.name).items():
-                what = f"{explainer.name}, ResNet-50, {batch} pictures, classes: {count}"
+                what = f"{explainer.name}, {name}, {batch} pictures, classes: {count}"
                 rows.append(faster(what, peer, ours, theirs, reach, repeats if count == 1 else 2))
     ours, forward = cam_of(model, images, range(20), GradCAM()), forward_of(model, images)
     times = compare({"ours": ours, "forward": forward}, repeats=repeats)
-    what = f"gradcam, ResNet-50, {batch} pictures, classes: 20"
+    what = f"gradcam, {name}, {batch} pictures, classes: 20"
     rows.append(row(what, "our forward", times["ours"], times["forward"], times["ratio"], "<= 1.15"))
     return rows
 
@@ -123,9 +123,9 @@ def cam_peers(model: nn.Module, images: ImageBatch, labels: Sequence[int], name:
 # Relevance of a transformer
 
 
-def relevance_rows(repeats: int) -> list[Row]:
-    """Attention times gradient of 8 pictures."""
-    model, images = classifier("vit_b16"), pictures(8)
+def relevance_rows(name: str, repeats: int) -> list[Row]:
+    """Attention times gradient of 8 pictures; whether bfloat16 is harmless is tried before anything is timed."""
+    model, images = classifier(name), pictures(8, model_size(name))
     spec, scores = model.explain_spec(), [class_score(3)]
 
     def ours() -> Tensor:
@@ -134,7 +134,7 @@ def relevance_rows(repeats: int) -> list[Row]:
     def published() -> Tensor:
         return torch.stack([published_relevance(model, images[index], 3) for index in range(len(images))])
 
-    return [faster("relevance, ViT-B/16, 8 pictures", "published procedure", ours, published, 3.0, repeats)]
+    return [faster(f"relevance, {name}, 8 pictures", "published procedure", ours, published, 3.0, repeats)]
 
 
 def published_relevance(model: nn.Module, image: ImageBatch, label: int) -> Tensor:
@@ -161,17 +161,18 @@ def published_relevance(model: nn.Module, image: ImageBatch, label: int) -> Tens
         relevance = relevance + weighed @ relevance
     site = spec.attention[0]
     start = relevance[0] if spec.has_class_token else relevance[site.num_prefix :].mean(0)
-    return start[site.num_prefix :].reshape(site.grid(SIZE))
+    canvas = (int(image.pixels.shape[-2]), int(image.pixels.shape[-1]))
+    return start[site.num_prefix :].reshape(site.grid(canvas))
 
 
 # Gradients at the pixels
 
 
-def gradient_rows(repeats: int) -> list[Row]:
-    """Integrated gradients with 50 points from the mean colour to the picture."""
+def gradient_rows(name: str, repeats: int) -> list[Row]:
+    """Integrated gradients with 50 points from the mean colour to the picture, captum as it is and at its best."""
     from captum.attr import IntegratedGradients as PeerIntegrated
 
-    model, images = classifier("resnet50"), pictures(1)
+    model, images = classifier(name), pictures(1)
     spec, peer = model.explain_spec(), PeerIntegrated(Plain(model))
 
     def by_captum(at_once: int | None) -> Tensor:
@@ -182,33 +183,30 @@ def gradient_rows(repeats: int) -> list[Row]:
     def ours() -> Tensor:
         return IntegratedGradients(steps=50)(model, images, [class_score(3)], spec).values[0]
 
-    ways = {size: compare({"it": lambda size=size: by_captum(size)}, repeats=1)["it"] for size in (None, 8, 16)}
-    fastest = min(ways, key=ways.get)
-    measured = faster(
-        "integrated gradients, ResNet-50, 1 picture, 50 points",
-        f"captum, {fastest or 50} at a time",
-        ours,
-        lambda: by_captum(fastest).sum(1),
-        1.5,
-        repeats,
-    )
     with torch.no_grad():
         whole, nothing = (Plain(model)(pixels)[0, 3] for pixels in (images.pixels, images.pixels * 0))
-    for name, maps in (("gap_ours", ours()), ("gap_peer", by_captum(fastest))):
-        measured[name] = float((maps.sum() - (whole - nothing)).abs() / (whole - nothing).abs())
-    return [measured]
+    ways = {size: compare({"it": lambda size=size: by_captum(size)}, repeats=1)["it"] for size in (8, 16)}
+    rows = []
+    for at_once in (None, min(ways, key=ways.get)):
+        what = f"integrated gradients, {name}, 1 picture, 50 points"
+        told = "captum, as it is" if at_once is None else f"captum at its best: {at_once} points at a time"
+        found = faster(what, told, ours, lambda at_once=at_once: by_captum(at_once).sum(1), 1.5, repeats)
+        for column, maps in (("gap_ours", ours()), ("gap_peer", by_captum(at_once))):
+            found[column] = float((maps.sum() - (whole - nothing)).abs() / (whole - nothing).abs())
+        rows.append(found)
+    return rows
 
 
 # Random masks
 
 
-def mask_rows(repeats: int, count: int) -> list[Row]:
+def mask_rows(name: str, repeats: int, count: int) -> list[Row]:
     """RISE with the same masks, and RISE that stops at a stated error."""
     from smqtk_classifier.interfaces.classify_image import ClassifyImage
     from xaitk_saliency.impls.gen_classifier_conf_sal.rise_scoring import RISEScoring
     from xaitk_saliency.impls.gen_image_classifier_blackbox_sal.occlusion_based import PerturbationOcclusion
 
-    model, picture = classifier("resnet50"), photograph()
+    model, picture = classifier(name), photograph()
     images, names = model.preprocess([picture]), [*model.classes.names]
 
     class BlackBox(ClassifyImage):
@@ -246,12 +244,12 @@ def mask_rows(repeats: int, count: int) -> list[Row]:
     by_hand = torch.einsum("m,mhw->hw", torch.cat([*seen], dim=-1)[0, 0], masks - 0.5)
     correlation = agreement_of(theirs(), by_hand[None])
     assert correlation >= AGREEMENT, f"the peer did not see the same pictures: correlation {correlation:.4f}"
-    rows = [faster(f"RISE, ResNet-50, {count} masks", "xaitk", ours, theirs, 2.0, repeats, is_compared=False)]
+    rows = [faster(f"RISE, {name}, {count} masks", "xaitk", ours, theirs, 2.0, repeats, is_compared=False)]
     rows[0]["correlation"] = correlation
-    return [*rows, early_stop(model, images, count)]
+    return [*rows, early_stop(name, model, images, count)]
 
 
-def early_stop(model: nn.Module, images: ImageBatch, count: int) -> Row:
+def early_stop(name: str, model: nn.Module, images: ImageBatch, count: int) -> Row:
     """RISE with up to ten times as many masks that stops at an error of 0.2, against all of them."""
     spec, scores = model.explain_spec(), [class_score(3)]
     every, stopped = RISE(num_masks=10 * count), RISE(num_masks=10 * count, tolerance=0.2)
@@ -262,7 +260,7 @@ def early_stop(model: nn.Module, images: ImageBatch, count: int) -> Row:
     )
     found = stopped(model, images, scores, spec)
     error = float(found.error.max())
-    what = f"RISE, ResNet-50, stopped at error 0.2: {found.notes[0]}, error {error:.3f}"
+    what = f"RISE, {name}, stopped at error 0.2: {found.notes[0]}, error {error:.3f}"
     return row(what, f"all {10 * count} masks", times["stopped"], times["all"], times["ratio"], "error <= 0.2")
 
 
@@ -361,13 +359,19 @@ def chunks(pictures: Iterable[np.ndarray], size: int) -> Iterator[list[Tensor]]:
 def classifier(name: str) -> nn.Module:
     """A model with random weights, the same every time."""
     torch.manual_seed(0)
-    return create(name).eval().to(memory_format=torch.channels_last)
+    return create(name, num_classes=1000).eval()
 
 
-def pictures(count: int) -> ImageBatch:
+def model_size(name: str) -> tuple[int, int]:
+    """The canvas of a model."""
+    height, width = find_config(name).preprocess.size
+    return height, width
+
+
+def pictures(count: int, size: tuple[int, int] = SIZE) -> ImageBatch:
     """Noise on the canvas."""
     torch.manual_seed(0)
-    return ImageBatch.of(torch.randn(count, 3, *SIZE)).channels_last()
+    return ImageBatch.of(torch.randn(count, 3, *size))
 
 
 def photograph(size: tuple[int, int] = SIZE) -> Tensor:
@@ -430,6 +434,8 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--batch", type=int, default=2, help="pictures whose class activation maps are drawn")
     options.add_argument("--masks", type=int, default=160, help="random masks")
+    options.add_argument("--model", default="resnet50", help="classifier of convolutions")
+    options.add_argument("--transformer", default="vit_b16", help="classifier whose relevance is drawn")
     parts = ("cam", "relevance", "gradients", "masks", "objects")
     options.add_argument("--parts", nargs="*", choices=parts, default=parts)
     chosen = options.parse_args()
@@ -437,13 +443,13 @@ def main() -> None:
         torch.set_num_threads(chosen.threads)
     rows: list[Row] = []
     if "cam" in chosen.parts:
-        rows += cam_rows(chosen.batch, chosen.repeats)
+        rows += cam_rows(chosen.model, chosen.batch, chosen.repeats)
     if "relevance" in chosen.parts:
-        rows += relevance_rows(chosen.repeats)
+        rows += relevance_rows(chosen.transformer, chosen.repeats)
     if "gradients" in chosen.parts:
-        rows += gradient_rows(chosen.repeats)
+        rows += gradient_rows(chosen.model, chosen.repeats)
     if "masks" in chosen.parts:
-        rows += mask_rows(chosen.repeats, chosen.masks)
+        rows += mask_rows(chosen.model, chosen.repeats, chosen.masks)
     if "objects" in chosen.parts:
         rows += object_rows(chosen.repeats, chosen.masks)
     report(rows, chosen.json)
