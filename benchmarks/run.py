@@ -21,7 +21,8 @@ RESULTS = HERE / "results"
 BENCHMARKS = {
     "vit": "ViT forward pass and training step against timm: ratio of times, reach at most 1.02",
     "predict": "saccade.predict as shipped against timm in eager float32: how many times as fast",
-    "gradcam": "Grad-CAM against pytorch-grad-cam, and against our own forward pass",
+    "explain_speed": "Explanations against pytorch-grad-cam, captum, xaitk and the published procedure of relevance",
+    "explain_boxes": "50 objects of one picture explained at once, against our own forward pass: reach at most 3",
     "moe": "8 experts, one active, against the dense layer of the same active width: reach at most 1.3",
     "segmentation": "FCN and U-Net against torchvision and segmentation-models-pytorch; one pass against sliding",
     "detection": "Faster and Mask R-CNN against torchvision: forward, predict, training step and its memory",

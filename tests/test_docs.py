@@ -18,9 +18,9 @@ from saccade.data.transforms import Augment, Mix
 from saccade.engine.catalog import measure
 from saccade.engine.plan import TrainConfig
 from saccade.engine.tiles import TileConfig
-from saccade.explanation.methods import METHODS
+from saccade.explanation.methods import METHODS, default_method
 from saccade.explanation.verdict import VerdictConfig
-from saccade.models.build import find_config
+from saccade.models.build import create, find_config
 from saccade.models.classifier import ClassifierConfig
 from saccade.models.segmenter import MapLoss
 from saccade.nn.moe import MoEConfig
@@ -69,6 +69,28 @@ def test_every_method_is_described_as_it_is() -> None:
     for name, (_, signed, specific, *_) in rows.items():
         assert (signed == "yes") == METHODS[name].is_signed, name
         assert (specific == "no") == METHODS[name].is_class_agnostic, name
+
+
+def test_every_method_is_told_with_what_it_shows_where_it_misleads_its_cost_and_its_source() -> None:
+    rows, verdict = rows_of("explain.md", "The methods"), rows_of("verdict.md", "The methods")
+    assert list(rows) == list(METHODS)
+    for name, (shows, misleads, cost, source) in rows.items():
+        assert min(len(shows), len(misleads)) > 10, name
+        assert cost == verdict[name][3], name
+        numbers = re.findall(r"arxiv.org/abs/([\d.]+)", source)
+        assert numbers == re.findall(r"arxiv.org/abs/([\d.]+)", verdict[name][4]), name
+
+
+def test_what_auto_means_is_told_as_it_is() -> None:
+    text = (DOCS / "explain.md").read_text(encoding="utf-8")
+    usual = dict(
+        re.findall(r"^\| ([a-z, ]+) \| `(\w+)`", re.split(r"^## Which", text, flags=re.MULTILINE)[1], re.MULTILINE)
+    )
+    network, transformer = (create(name).explain_spec() for name in ("resnet_test", "vit_token_test"))
+    assert usual["class, convolutions"] == default_method(network).name
+    assert usual["class, transformer"] == default_method(transformer).name
+    assert usual["region of a label map"] == default_method(network, has_regions=True).name
+    assert usual["box, mask"] == default_method(network, has_boxes=True).name
 
 
 def test_every_line_of_the_verdict_is_told_with_its_default() -> None:

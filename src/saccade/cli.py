@@ -434,7 +434,8 @@ def study(
         str | None, typer.Argument(metavar="NAME", help="A study, `all`, or `ladder`; none lists them with claims.")
     ] = None,
     data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help="Your own data, for `ladder`; its task is recognised.")
+        str | None,
+        typer.Argument(metavar="DATA", help="Your own data, for `ladder` and `explanations`; its task is recognised."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Within 90 seconds each, instead of 20 minutes.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for page, figures and finished trials.")] = Path("runs/studies"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from saccade.errors import ExplainError
+from saccade.explanation import attention, rounded
 from saccade.explanation.attention import AttentionRelevance, AttentionRollout
 from saccade.explanation.cam import HiResCAM
 from saccade.explanation.record import recording
@@ -128,3 +129,32 @@ def test_models_without_attention_are_sent_to_another_method():
     for method in (AttentionRelevance(), AttentionRollout()):
         with pytest.raises(ExplainError, match="hirescam"):
             method(torch.nn.Identity(), pictures(), SCORES, spec)
+
+
+@pytest.mark.parametrize(("lowest", "is_rounded"), [(0.99, True), (1.1, False)])
+def test_relevance_of_several_pictures_is_rounded_only_where_the_first_map_stays(
+    lowest: float, is_rounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = create("vit_token_test", num_classes=4).eval()
+    images, scores = ImageBatch.of(torch.randn(4, 3, *model.preprocess.size)), [class_score(1), class_score(2)]
+    exact = attention.AttentionRelevance(precision="float32")(model, images, scores, model.explain_spec())
+    monkeypatch.setattr(attention, "can_round", lambda model, device: True)
+    monkeypatch.setattr(rounded, "MIN_CORRELATION", lowest)
+    for _ in range(2):  # the second time the answer is remembered
+        found = attention.AttentionRelevance()(model, images, scores, model.explain_spec())
+        assert (found.notes == ("in bfloat16",)) == is_rounded
+        assert torch.equal(found.values, exact.values) != is_rounded
+        assert rounded.maps_agree(exact.values, found.values) == is_rounded
+    single = attention.AttentionRelevance()(model, images[0], scores, model.explain_spec())
+    assert not single.notes
+
+
+def test_what_was_remembered_is_forgotten_when_weights_change() -> None:
+    model = create("vit_token_test", num_classes=4)
+    assert rounded.remembered(model) is None
+    rounded.remember(model, is_agreed=True)
+    assert rounded.remembered(model)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    assert rounded.remembered(model) is None

@@ -9,6 +9,7 @@ import saccade
 from saccade.errors import InputError
 from saccade.explanation.explain import ExplainOptions, explain_batch
 from saccade.explanation.prompts import NEUTRAL, correlated, prompts_of
+from saccade.explanation.scores import class_score
 from saccade.models.zero_shot import ZeroShotClassifier
 from saccade.types import Classes
 
@@ -101,3 +102,10 @@ def test_any_words_can_be_asked_of_a_model_of_words() -> None:
 def test_without_words_a_model_of_words_has_nothing_to_explain() -> None:
     with pytest.raises(InputError, match="no classes of its own"):
         saccade.explain(saccade.create("clip_test"), PICTURE)
+
+
+def test_a_score_of_ones_own_is_about_no_prompt(classifier: ZeroShotClassifier) -> None:
+    own = saccade.explain(classifier, PICTURE, of=class_score(1), verdict=False)
+    asked = saccade.explain(classifier, PICTURE, of=1, verdict=False)
+    assert torch.equal(own.map, asked.map)
+    assert not own.notes

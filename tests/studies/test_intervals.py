@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from saccade.studies.intervals import above, exact, interval, more, overall, same, times, told_interval
+from saccade.studies.intervals import (
+    above,
+    exact,
+    hit_interval,
+    interval,
+    more,
+    overall,
+    picture_interval,
+    same,
+    share_interval,
+    times,
+    told_interval,
+)
 
 NAN = math.nan
 
@@ -22,6 +35,54 @@ def test_undefined_values_are_left_out_and_one_value_says_nothing() -> None:
     assert interval([NAN, 1.0, 1.0, math.inf]).count == 2
     assert interval([5.0]).low == -math.inf
     assert interval([]).count == 0
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.02, 0.3], [1.0, 0.98, 0.7], [0.0, 0.5, 1.0], [0.0, 0.0, 0.1]])
+def test_the_interval_of_a_share_stays_between_0_and_1(values: list[float]) -> None:
+    found = share_interval(values)
+    assert interval(values).low < 0 or interval(values).high > 1
+    assert 0 <= found.low < found.mean < found.high <= 1
+
+
+def test_shares_far_from_the_ends_have_students_interval_nearly() -> None:
+    values = [0.48, 0.5, 0.53, 0.5]
+    student, found = interval(values), share_interval(values)
+    assert found.low == pytest.approx(student.low, abs=1e-3)
+    assert found.high == pytest.approx(student.high, abs=1e-3)
+    assert share_interval([1.5, 2.0]) == interval([1.5, 2.0])  # no shares
+    assert share_interval([0.5]).low == -math.inf
+
+
+def test_the_interval_of_a_share_covers_it_as_often_as_it_says() -> None:
+    """Mean accuracies of three seeds, each of 40 pictures that are right with probability 0.95."""
+    draws = np.random.default_rng(0).binomial(40, 0.95, size=(2000, 3)) / 40
+    covered = [share_interval(row.tolist()) for row in draws]
+    share = sum(found.low <= 0.95 <= found.high for found in covered) / len(covered)
+    assert 0.92 <= share <= 0.99
+
+
+def test_hits_have_wilsons_interval() -> None:
+    found = hit_interval([1.0] * 8 + [0.0] * 2)
+    assert (found.low, found.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    assert hit_interval([1.0] * 5).high == 1
+    assert 0.4 < hit_interval([1.0] * 5).low < 0.6
+    assert hit_interval([0.0] * 5).low == 0
+    assert hit_interval([NAN]).count == 0
+
+
+def test_figures_of_pictures_have_an_interval_within_their_range() -> None:
+    values = [0.0] * 9 + [1.0]
+    found = picture_interval(values)
+    assert 0 <= found.low < 0.1 < found.high < 0.5
+    assert picture_interval(values) == found
+    assert picture_interval([0.5, NAN]).low == -math.inf
+
+
+def test_a_difference_of_shares_is_at_most_all_of_them() -> None:
+    assert more("", [1.0, 0.0, 0.9], [0.0, 0.8, 0.1]).told.endswith("(-100.0 % to +100.0 %)")
+    gains, others = [1.0, -0.9, 0.9], [-1.0, 0.8, 0.1]
+    assert more("", gains, others, form="points").told.endswith("(-200.0 % to +200.0 %)")
+    assert above("", [0.9, -0.8, 0.4], 0.0, form="points").told.startswith("16.7 % (-100.0 % to 100.0 %)")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_the_page_tells_claim_verdict_findings_figures_and_the_command(make_stud
         "good is better than bad",
         "+40.0 %",
         "accuracy of it",
-        "91.0 % (88.5 % to 93.5 %)",
+        "91.0 % (88.4 % to 93.3 %)",
         "saccade study first --quick",
         "saccade study second --quick",
         'href="#first"',

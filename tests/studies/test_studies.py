@@ -35,7 +35,8 @@ def test_every_study_measures_what_it_tells(name: str) -> None:
     """Its last arm at the smallest budget: what the table and the plots show is there."""
     study = find(name)
     arm = list(study.arms)[-1]
-    source = study.data(SMOKE.scale) if study.data else None
+    opened = study.arms[arm].data or study.data
+    source = opened(SMOKE.scale) if opened else None
     allowance = Allowance(unit=None, amount=0)
     if study.spend:
         allowance = Allowance(unit=study.spend.unit, amount=study.spend.smoke)
@@ -45,6 +46,8 @@ def test_every_study_measures_what_it_tells(name: str) -> None:
     assert measured.figures
     known = {column.key for column in study.columns}
     assert known & set(measured.figures)
+    for figures in measured.details.values():
+        assert {column.key for column in study.details} >= set(figures)
     for places, values in measured.series.values():
         assert len(places) == len(values) > 0
     if study.spend and study.spend.unit == "images":

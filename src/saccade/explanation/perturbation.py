@@ -77,14 +77,19 @@ def baseline_pixels(model: nn.Module, images: ImageBatch, kind: Baseline) -> Ten
     return baseline
 
 
-def masks_at_once(images: ImageBatch, most: int) -> int:
+def masks_at_once(images: ImageBatch, most: int, pixels: int = CPU_PIXELS) -> int:
     """Masks per forward pass: ``most`` pictures together on an accelerator; fewer large ones on a processor.
 
     There the feature maps of more than a few photographs outgrow the caches.
+
+    Args:
+        images: of which there are copies.
+        most: copies of all of them.
+        pixels: at most, on a processor.
     """
     height, width = images.pixels.shape[-2:]
     if images.pixels.device.type == "cpu":
-        most = min(most, max(CPU_PIXELS // (height * width), 1))
+        most = min(most, max(pixels // (height * width), 1))
     return max(most // max(len(images), 1), 1)
 
 

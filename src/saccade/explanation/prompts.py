@@ -79,6 +79,9 @@ def contrasts_of(model: nn.Module, explainer: Explainer, asked: Sequence[Asked])
     contrasts: list[Contrast | None] = []
     for question in asked:
         label, against = question.key
+        if label == "own":  # a caller's score is about no prompt
+            contrasts.append(None)
+            continue
         # The prompt that means something else most: maps of two words for one thing ought to be alike.
         other = int(alike[label].argmin()) if against is None else int(against)
         contrasts.append(Contrast(_alone(model, label), _alone(model, other), model.classes[other]))

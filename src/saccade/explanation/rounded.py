@@ -1,15 +1,18 @@
 """Scores of many changed pictures in bfloat16, where the machine is fast at it and the scores stay what they were.
 
 Random masks ask for differences between scores, averaged over hundreds of pictures, so a little rounding is harmless;
-whether it is little is measured on the first pictures of every run. Gradients at the pixels are another matter: in
-bfloat16 those of ImageNet networks correlate 0.93 to 0.99 with the exact ones, so they are never rounded.
+whether it is little is measured on the first pictures of every run. Relevance by attention adds up products of a whole
+network and is as harmless; it is measured on the first picture that a model is asked about. Gradients at the pixels are
+another matter: in bfloat16 those of ImageNet networks correlate 0.93 to 0.99 with the exact ones, so they are never
+rounded.
 
-T scores · B images · M masks
+T scores · B images · M masks · h, w grid
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,9 @@ TRIAL = 16
 
 MAX_DEVIATION = 0.05
 """Root mean square difference between rounded and exact scores, over the spread of the exact ones."""
+
+MIN_CORRELATION = 0.999
+"""Of a rounded map with the exact one, below which a model's maps are never rounded."""
 
 MIN_PARAMETERS = 2_000_000
 """Smaller networks are done sooner than the conversions of their weights."""
@@ -47,6 +53,34 @@ def agrees(exact: Tensor, rounded: Tensor) -> bool:
     spread = exact.double().std(dim=-1)
     deviation = (exact.double() - rounded.double()).square().mean(-1).sqrt()
     return bool((deviation <= MAX_DEVIATION * spread).all())
+
+
+def maps_agree(exact: Tensor, rounded: Tensor) -> bool:
+    """Whether rounded maps ``[T, B, h, w]`` may stand for the exact ones: every pair correlates nearly wholly."""
+    pairs = torch.stack([exact, rounded]).double().flatten(3)
+    centred = pairs - pairs.mean(dim=-1, keepdim=True)
+    lengths = centred.norm(dim=-1)
+    products = (centred[0] * centred[1]).sum(dim=-1)
+    return bool((products >= MIN_CORRELATION * lengths[0] * lengths[1]).all())
+
+
+def remembered(model: nn.Module) -> bool | None:
+    """Whether the maps of a model agreed when they were tried; None where they never were, or its weights changed."""
+    found = _TRIED.get(model)
+    return found[1] if found is not None and found[0] == _state(model) else None
+
+
+def remember(model: nn.Module, *, is_agreed: bool) -> None:
+    """Keep, as long as the model lives and its weights stay, whether its rounded maps agreed."""
+    _TRIED[model] = (_state(model), is_agreed)
+
+
+_TRIED: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
+
+
+def _state(model: nn.Module) -> int:
+    """Changes with every change of a weight: where each lies, and how often it was written."""
+    return hash(tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters()))
 
 
 def _is_fast(kind: str) -> bool:

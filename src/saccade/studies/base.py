@@ -77,12 +77,14 @@ class Arm:
         overrides: dotted fields of the model's config.
         train: fields of ``TrainConfig``, none of which may be a budget.
         options: what else the measurement of this arm depends on.
+        data: what it is trained and measured on, by scale, where arms differ in that.
     """
 
     model: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    data: Callable[[Scale], DataSource] | None = None
 
     def __post_init__(self) -> None:
         if forbidden := sorted(NO_BUDGETS & set(self.train)):
@@ -110,11 +112,14 @@ class Measured:
         figures: numbers by name; NaN where one is undefined.
         series: lines by name: places and values.
         shots: pictures.
+        details: values of single pictures, by the thing that was measured on them and by figure; NaN where one is
+            undefined. Their intervals are over pictures, those of ``figures`` over seeds.
     """
 
     figures: Mapping[str, float]
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
     shots: Sequence[Shot] = ()
+    details: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +163,15 @@ class Results:
         """A figure of an arm, one value per seed; NaN where it is undefined."""
         return [float(outcome.measured.figures.get(key, math.nan)) for outcome in self.of(arm)]
 
+    def measured_on(self, arm: str) -> list[str]:
+        """The things that were measured on single pictures in the trials of an arm, in order."""
+        return list(dict.fromkeys(thing for outcome in self.of(arm) for thing in outcome.measured.details))
+
+    def pictures(self, arm: str, thing: str, key: str) -> list[float]:
+        """A figure of a thing on every picture of all seeds of an arm; NaN where it is undefined."""
+        found = [outcome.measured.details.get(thing, {}).get(key, ()) for outcome in self.of(arm)]
+        return [float(value) for values in found for value in values]
+
     def mean(self, arms: Sequence[str], key: str) -> list[float]:
         """A figure averaged over several arms, one value per seed."""
         columns = zip(*(self.values(arm, key) for arm in arms), strict=True)
@@ -173,12 +187,14 @@ class Column:
         heading: of the column.
         form: how it is written: a share as percentage, a plain number, or a count.
         is_drawn: whether it also has a chart.
+        is_hit: whether its values are 0 or 1 (or between, where a tie counts in part): hits of one try each.
     """
 
     key: str
     heading: str
     form: Literal["percent", "number", "count"] = "number"
     is_drawn: bool = False
+    is_hit: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +227,7 @@ class Study:
         measure: one trial of one arm.
         judge: the findings, from the measured figures of all trials.
         columns: figures of the table.
+        details: figures of single pictures; one more table per arm, of the things they were measured on.
         plots: lines of the page.
         spend: what every training gets; None where nothing is trained.
         data: what is trained and measured on, by scale.
@@ -229,6 +246,7 @@ class Study:
     judge: Callable[[Results], Sequence[Finding]]
     columns: Sequence[Column]
     source: str
+    details: Sequence[Column] = ()
     plots: Sequence[Plot] = ()
     spend: Spend | None = None
     data: Callable[[Scale], DataSource] | None = None

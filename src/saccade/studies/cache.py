@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from saccade.atomic import write_json
 from saccade.studies import trial
 from saccade.studies.base import Arm, Budget, Measured, Outcome, Shot, Study
 
-FORMAT = 1
+FORMAT = 2
 """Of the files; raised where their meaning changes."""
 
 
@@ -29,19 +30,21 @@ class Cache:
         folder: of all studies.
         study: which.
         budget: at which scale.
-        data: fingerprint of the data, by split.
+        data: fingerprint of the data of each arm, by split.
     """
 
-    def __init__(self, folder: Path, study: Study, budget: Budget, data: dict[str, str]) -> None:
+    def __init__(self, folder: Path, study: Study, budget: Budget, data: Mapping[str, Mapping[str, str]]) -> None:
         self.folder = folder / "trials" / study.name
+        self._data = data
         amount = study.spend.amount(budget.scale) if study.spend else 0.0
-        facts = [FORMAT, saccade.__version__, study.name, budget.scale, amount, data]
+        facts: list[Any] = [FORMAT, saccade.__version__, study.name, budget.scale, amount]
         facts += [_digest(study.source), _digest(trial.__file__)]
         self._facts = json.dumps(facts, sort_keys=True)
 
     def path(self, name: str, arm: Arm, seed: int) -> Path:
         """Where a trial is kept."""
-        content = json.dumps([self._facts, name, dataclasses.asdict(_plain(arm)), seed], sort_keys=True, default=str)
+        facts = [self._facts, self._data.get(name, {}), name]
+        content = json.dumps([*facts, dataclasses.asdict(_plain(arm)), seed], sort_keys=True, default=str)
         words = "".join(letter if letter.isalnum() else "-" for letter in name)
         return self.folder / f"{words}-{seed}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
 
@@ -87,6 +90,10 @@ def _encoded(outcome: Outcome) -> dict[str, Any]:
         "shots": [
             {"caption": shot.caption, "png": base64.b64encode(shot.png).decode("ascii")} for shot in measured.shots
         ],
+        "details": {
+            thing: {key: [_number(float(value)) for value in values] for key, values in figures.items()}
+            for thing, figures in measured.details.items()
+        },
         "spent": dict(outcome.spent),
         "seconds": outcome.seconds,
     }
@@ -96,7 +103,11 @@ def _decoded(record: dict[str, Any]) -> Outcome:
     series = {key: ([float(v) for v in a], [float(v) for v in b]) for key, (a, b) in record["series"].items()}
     shots = [Shot(png=base64.b64decode(shot["png"]), caption=shot["caption"]) for shot in record["shots"]]
     figures = {key: float(value) for key, value in record["figures"].items()}
-    measured = Measured(figures=figures, series=series, shots=shots)
+    details = {
+        thing: {key: [float(value) for value in values] for key, values in found.items()}
+        for thing, found in record["details"].items()
+    }
+    measured = Measured(figures=figures, series=series, shots=shots, details=details)
     return Outcome(
         arm=record["arm"],
         seed=record["seed"],

@@ -100,7 +100,7 @@ def judge(results: Results) -> list[Finding]:
         exact("at the last layer Grad-CAM is the positive part of CAM", of("gap_gradcam"), 1e-3),
         exact("and HiResCAM is CAM itself", of("gap_hirescam"), 1e-3),
         exact("CAM refuses a network with a layer between pooling and classes", [1 - v for v in of("refused")], 0.0),
-        above("Grad-CAM in an earlier layer points to the object more than chance does", earlier, 0.0),
+        above("Grad-CAM in an earlier layer points to the object more than chance does", earlier, 0.0, form="points"),
         more("rectified evidence lies on the object more than unrectified", of("rectified"), of("unrectified")),
     ]
 

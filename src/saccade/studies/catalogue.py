@@ -29,6 +29,7 @@ MODULES: Mapping[str, str] = MappingProxyType(
             "zero-shot",
             "cam-family",
             "saliency",
+            "explanations",
         )
     }
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from saccade.data.source import DataSource
 from saccade.errors import DataError, RunError
 from saccade.studies.base import Budget, Outcome, Report, Results, Study
 from saccade.studies.cache import Cache
@@ -51,11 +52,12 @@ def run_study(study: Study, budget: Budget, folder: Path, watch: Watch | None = 
         DataError: where the data has too few pictures.
         RunError: where a trial did not spend what it should, or the folder cannot be written.
     """
-    source = study.data(budget.scale) if study.data else None
-    if source is not None:
+    sources = _sources(study, budget)
+    for source in filter(None, sources.values()):
         for told, split in (("train", "train"), ("held out", held_out(source))):
             check_size(len(source.split(split)), told, source.name)
-    cache = Cache(folder, study, budget, source.fingerprint() if source else {})
+    prints = {name: source.fingerprint() if source else {} for name, source in sources.items()}
+    cache = Cache(folder, study, budget, prints)
     unit, amount = (study.spend.unit, study.spend.amount(budget.scale)) if study.spend else (None, 0.0)
     allowance = Allowance(unit=unit, amount=amount)
     plan = [(name, seed) for seed in range(study.num_seeds(budget)) for name in study.arms]
@@ -66,7 +68,9 @@ def run_study(study: Study, budget: Budget, folder: Path, watch: Watch | None = 
         outcome = cache.read(name, arm, seed)
         if outcome is None:
             progress = tell.within(place, f"{study.name}: {name}, seed {seed}")
-            trial = Trial(name, arm, seed, scale=budget.scale, allowance=allowance, source=source, progress=progress)
+            trial = Trial(
+                name, arm, seed, scale=budget.scale, allowance=allowance, source=sources[name], progress=progress
+            )
             progress(0.0)
             start = time.perf_counter()
             measured = study.measure(trial)
@@ -82,13 +86,22 @@ def run_study(study: Study, budget: Budget, folder: Path, watch: Watch | None = 
     findings = [*study.judge(results), *unevenness(results, allowance)]
     advice = tuple(study.advice(results)) if study.advice else ()
     seconds = sum(outcome.seconds for outcome in outcomes)
-    told = ""
-    if source is not None:
-        counts = ", ".join(f"{len(dataset)} pictures for {split}" for split, dataset in source.splits.items())
-        told = f"{source.name}, {counts}"
+    told = "; ".join(dict.fromkeys(_told(source) for source in sources.values() if source is not None))
     return Report(
         study=study, budget=budget, results=results, findings=findings, seconds=seconds, data=told, advice=advice
     )
+
+
+def _sources(study: Study, budget: Budget) -> dict[str, DataSource | None]:
+    """What each arm is trained and measured on; the same data is opened once."""
+    shared = study.data(budget.scale) if study.data else None
+    opened = {arm.data: arm.data(budget.scale) for arm in study.arms.values() if arm.data is not None}
+    return {name: shared if arm.data is None else opened[arm.data] for name, arm in study.arms.items()}
+
+
+def _told(source: DataSource) -> str:
+    counts = ", ".join(f"{len(dataset)} pictures for {split}" for split, dataset in source.splits.items())
+    return f"{source.name}, {counts}"
 
 
 def check_size(count: int, told: str, where: str) -> None:

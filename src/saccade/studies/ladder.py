@@ -92,7 +92,7 @@ def ladder(data: str | Path | DataSource, *, command: str = "") -> Study:
     """
     source = open_ladder(data)
     rungs = RUNGS[source.task]
-    arms = {name: Arm(model=name, overrides=_sizes(name, source), train=rungs.train) for name in rungs.models}
+    arms = {name: Arm(model=name, overrides=sizes_of(name, source), train=rungs.train) for name in rungs.models}
     count = len(arms)
 
     def measure(trial: Trial) -> Measured:
@@ -160,7 +160,7 @@ def _shortened(source: DataSource, scale: Scale) -> DataSource:
     return replace(source, splits={"train": source.split("train"), name: held})
 
 
-def _sizes(name: str, source: DataSource) -> dict[str, Any]:
+def sizes_of(name: str, source: DataSource) -> dict[str, Any]:
     """The canvas for small pictures: a network for photographs need not enlarge icons sevenfold."""
     from saccade.models.build import find_config
 

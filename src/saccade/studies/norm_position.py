@@ -18,7 +18,9 @@ def judge(results: Results) -> list[Finding]:
     }
     return [
         more("pre-norm breaks or stalls in fewer runs than post-norm", post, pre),
-        more(f"the advantage is larger with {deep} blocks than with {shallow}", gaps[deep], gaps[shallow]),
+        more(
+            f"the advantage is larger with {deep} blocks than with {shallow}", gaps[deep], gaps[shallow], form="points"
+        ),
     ]
 
 

@@ -10,7 +10,14 @@ from saccade.console import clock
 from saccade.render.intervals import Spread, bands, dots
 from saccade.report.page import Part, Picture, Section, figure, write_page
 from saccade.studies.base import Column, Outcome, Plot, Report, Results
-from saccade.studies.intervals import interval, told_interval
+from saccade.studies.intervals import (
+    Interval,
+    hit_interval,
+    interval,
+    picture_interval,
+    share_interval,
+    told_interval,
+)
 from saccade.tasks import Table
 
 MARKS = {"holds": "●", "does not hold here": "○", "undecided": "◐"}
@@ -44,6 +51,11 @@ def part(report: Report) -> Part:
     ]
     if report.advice:
         sections.insert(1, Section("What to choose", " ".join(report.advice)))
+    sections += [
+        Section(arm, "Means over pictures with their 95 % intervals.", table=details_table(report, arm))
+        for arm in results.arms()
+        if results.measured_on(arm)
+    ]
     if shots := [(o.arm, shot) for o in results.outcomes for shot in o.measured.shots]:
         plots = [Picture(_uri(shot.png), f"{arm}: {shot.caption}") for arm, shot in shots]
         note = "; ".join(dict.fromkeys(f"{arm}: {shot.caption}" for arm, shot in shots))
@@ -80,9 +92,36 @@ def figures_table(report: Report) -> Table:
     head = ("arm", *(column.heading for column in columns), *(["training"] if report.study.spend else []))
     rows = []
     for arm in results.arms():
-        told = [told_interval(interval(results.values(arm, column.key)), column.form) for column in columns]
+        told = [
+            told_interval(column_interval(column, results.values(arm, column.key)), column.form) for column in columns
+        ]
         rows.append((arm, *told, *([_spent(results.of(arm))] if report.study.spend else [])))
     return Table(head, rows)
+
+
+def column_interval(column: Column, values: Sequence[float]) -> Interval:
+    """The interval over seeds that suits a column."""
+    return share_interval(values) if column.form == "percent" else interval(values)
+
+
+def detail_interval(column: Column, values: Sequence[float]) -> Interval:
+    """The interval over pictures that suits a column."""
+    return hit_interval(values) if column.is_hit else picture_interval(values)
+
+
+def details_table(report: Report, arm: str) -> Table:
+    """What was measured on single pictures of an arm: one line per thing, intervals over pictures."""
+    columns, results = report.study.details, report.results
+    rows = []
+    for thing in results.measured_on(arm):
+        values = [results.pictures(arm, thing, column.key) for column in columns]
+        count = max((len(found) for found in values), default=0)
+        told = [
+            told_interval(detail_interval(column, found), column.form)
+            for column, found in zip(columns, values, strict=True)
+        ]
+        rows.append((thing, *told, str(count)))
+    return Table(("", *(column.heading for column in columns), "pictures"), rows)
 
 
 def _lead(report: Report) -> str:
@@ -113,13 +152,13 @@ def _charts(report: Report) -> list[Picture]:
     return [picture for picture in (*drawn, *lines) if picture is not None]
 
 
-def _spread(values: Sequence[float]) -> Spread:
-    found = interval(values)
+def _spread(values: Sequence[float], found: Interval) -> Spread:
     return Spread(values, found.mean, found.low, found.high)
 
 
 def _dots(column: Column, results: Results) -> Picture:
-    rows = {arm: _spread(results.values(arm, column.key)) for arm in results.arms()}
+    values = {arm: results.values(arm, column.key) for arm in results.arms()}
+    rows = {arm: _spread(found, column_interval(column, found)) for arm, found in values.items()}
     drawn = dots(rows, title=column.heading, in_percent=column.form == "percent")
     return figure(drawn, f"{column.heading}, by arm")
 
@@ -133,7 +172,8 @@ def _bands(plot: Plot, results: Results) -> Picture | None:
         # Trainings that broke off have shorter lines; the places that all seeds reached are compared.
         length = min(len(places) for places, _ in found)
         if length:
-            spreads = [_spread([values[place] for _, values in found]) for place in range(length)]
+            columns = [[values[place] for _, values in found] for place in range(length)]
+            spreads = [_spread(values, interval(values)) for values in columns]
             lines[arm] = (list(found[0][0])[:length], spreads)
     if not lines:
         return None

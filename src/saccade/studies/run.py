@@ -15,11 +15,20 @@ from saccade.console import clock, new_console, table
 from saccade.errors import ConfigError
 from saccade.studies.base import FULL, QUICK, Budget, Report, Study
 from saccade.studies.catalogue import ALL, LADDER, find, names
+from saccade.studies.explanations import explanations
 from saccade.studies.harness import Progress as Standing
 from saccade.studies.harness import run_study
-from saccade.studies.intervals import interval
+from saccade.studies.intervals import Interval, interval
 from saccade.studies.ladder import ladder
-from saccade.studies.page import MARKS, command, figures_table, write_studies
+from saccade.studies.page import (
+    MARKS,
+    column_interval,
+    command,
+    detail_interval,
+    details_table,
+    figures_table,
+    write_studies,
+)
 
 OUT = Path("runs/studies")
 """Where studies land."""
@@ -40,7 +49,7 @@ def study(
 
     Args:
         name: of a study, ``all``, or ``ladder``.
-        data: anything ``open_data`` knows, for ``ladder`` only.
+        data: anything ``open_data`` knows, for ``ladder`` and ``explanations``.
         quick: within 90 seconds per study instead of 20 minutes.
         out: folder for the page, the figures and the trials.
         budget: another budget than these two.
@@ -70,15 +79,18 @@ def choose(name: str, data: Any = None) -> list[Study]:
     """The studies behind a name.
 
     Raises:
-        ConfigError: where the ladder has no data, or another study is given some.
+        ConfigError: where the ladder has no data, or a study that has its own is given some.
     """
     if name == LADDER:
         if data is None:
             raise ConfigError("the ladder needs DATA", remedy="for example: saccade study ladder data/pets")
         return [ladder(data, command=f"ladder {data}" if isinstance(data, str | Path) else "")]
+    if name == "explanations" and data is not None:
+        return [explanations(data, command=f"explanations {data}" if isinstance(data, str | Path) else name)]
     chosen = [find(one) for one in (names() if name == ALL else [name])]
     if data is not None:
-        raise ConfigError("this study has its own data", where=name, remedy="saccade study ladder DATA takes yours")
+        remedy = "saccade study ladder DATA and saccade study explanations DATA take yours"
+        raise ConfigError("this study has its own data", where=name, remedy=remedy)
     return chosen
 
 
@@ -117,6 +129,10 @@ def print_report(report: Report, console: Console) -> None:
     for finding in report.findings:
         console.print(f"  {MARKS[finding.status]} {finding.what}: {finding.status} - {finding.told}")
     console.print(table(*figures_table(report)))
+    for arm in report.results.arms():
+        if report.results.measured_on(arm):
+            console.print(f"\n  {arm}, intervals over pictures")
+            console.print(table(*details_table(report, arm)))
     for line in report.advice:
         console.print(line)
 
@@ -142,14 +158,23 @@ def write_results(folder: Path, name: str, reports: Sequence[Report]) -> Path:
 
 
 def _record(report: Report) -> dict[str, Any]:
-    arms = {}
-    for arm in report.results.arms():
-        keys = dict.fromkeys(key for outcome in report.results.of(arm) for key in outcome.measured.figures)
-        found = {key: interval(report.results.values(arm, key)) for key in keys}
+    results, columns = report.results, {column.key: column for column in report.study.columns}
+    arms, details = {}, {}
+    for arm in results.arms():
+        keys = dict.fromkeys(key for outcome in results.of(arm) for key in outcome.measured.figures)
+        found = {key: results.values(arm, key) for key in keys}
         arms[arm] = {
-            key: {"mean": _known(one.mean), "low": _known(one.low), "high": _known(one.high), "count": one.count}
-            for key, one in found.items()
+            key: _told(column_interval(columns[key], values) if key in columns else interval(values))
+            for key, values in found.items()
         }
+        if things := results.measured_on(arm):
+            details[arm] = {
+                thing: {
+                    column.key: _told(detail_interval(column, results.pictures(arm, thing, column.key)))
+                    for column in report.study.details
+                }
+                for thing in things
+            }
     return {
         "study": report.study.name,
         "claim": report.study.claim,
@@ -158,10 +183,16 @@ def _record(report: Report) -> dict[str, Any]:
         "budget": report.budget.scale,
         "data": report.data,
         "arms": arms,
+        "pictures": details,
         "advice": list(report.advice),
         "seconds": report.seconds,
         "command": command(report),
     }
+
+
+def _told(found: Interval) -> dict[str, float | int | None]:
+    low, high = _known(found.low), _known(found.high)
+    return {"mean": _known(found.mean), "low": low, "high": high, "count": found.count}
 
 
 def _known(value: float) -> float | None:

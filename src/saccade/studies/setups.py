@@ -40,18 +40,18 @@ def clothes(scale: Scale) -> DataSource:
     """Fashion-MNIST; fewer pictures are held out at smaller scales."""
     source = open_data("fashion_mnist")
     train, test = {"smoke": (200, 40), "quick": (10_000, 1000), "full": (10_000, 2500)}[scale]
-    return _parts(source, {"train": train, "test": test})
+    return shortened(source, {"train": train, "test": test})
 
 
 def nuclei(scale: Scale) -> DataSource:
     """Cell nuclei with label maps, all in memory."""
-    return _parts(open_data("nuclei"), {"train": 8, "val": 4} if scale == "smoke" else {})
+    return shortened(open_data("nuclei"), {"train": 8, "val": 4} if scale == "smoke" else {})
 
 
 def cells(scale: Scale) -> DataSource:
     """Blood cells with boxes."""
     sizes = {"smoke": {"train": 8, "val": 4}, "quick": {"val": 12}, "full": {}}[scale]
-    return _parts(open_data("blood_cells"), sizes)
+    return shortened(open_data("blood_cells"), sizes)
 
 
 def objects(scale: Scale) -> DataSource:
@@ -67,7 +67,7 @@ def objects(scale: Scale) -> DataSource:
 
 def few_objects(scale: Scale) -> DataSource:
     """Fewer of these scenes, for detectors that search every picture first."""
-    return _parts(objects(scale), {"smoke": {}, "quick": {"train": 60, "val": 16}, "full": {"train": 400}}[scale])
+    return shortened(objects(scale), {"smoke": {}, "quick": {"train": 60, "val": 16}, "full": {"train": 400}}[scale])
 
 
 def scenes(scale: Scale) -> DataSource:
@@ -81,7 +81,7 @@ def scenes(scale: Scale) -> DataSource:
     return DataSource(splits, splits["train"].classes, "synthetic scenes", "synthetic scenes of one shape")
 
 
-def _parts(source: DataSource, sizes: Mapping[str, int]) -> DataSource:
+def shortened(source: DataSource, sizes: Mapping[str, int]) -> DataSource:
     """Some pictures of each split, evenly spread, so that sorted data keeps its mixture."""
     splits: dict[str, Dataset] = dict(source.splits)
     for name, size in sizes.items():

@@ -48,7 +48,7 @@ def judge(results: Results) -> list[Finding]:
     gains = {key: [a - b for a, b in zip(of(WITH, key), of(WITHOUT, key), strict=True)] for key in ("boundary", "miou")}
     return [
         more("boundaries are better with skips", of(WITH, "boundary"), of(WITHOUT, "boundary")),
-        more("boundaries gain more than the overlap", gains["boundary"], gains["miou"]),
+        more("boundaries gain more than the overlap", gains["boundary"], gains["miou"], form="points"),
     ]
 
 

@@ -1,0 +1,513 @@
+"""Every method of explanation on every task.
+
+Do maps point to the object, do they show what decides, do they follow what was learned, and what do they cost?
+Pointing game: Zhang et al. 2016, arXiv 1608.00507. Energy inside: Wang et al. 2020, arXiv 1910.01279. Deletion and
+insertion: Petsiuk et al. 2018, arXiv 1806.07421. Randomised weights: Adebayo et al. 2018, arXiv 1810.03292, here of
+the later half of the tensors, because a control that only draws edges survives exactly that.
+
+h, w picture · H, W canvas · N cells of a picture · M masks
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saccade import render
+from saccade.config import override
+from saccade.data.captions import LabelledCaptions, training_texts
+from saccade.data.source import DataSource, open_data
+from saccade.data.synthetic import SyntheticClassification
+from saccade.errors import InputError
+from saccade.explanation.asking import ask, on_canvas
+from saccade.explanation.attribution import Explainer, ScoreFn
+from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
+from saccade.explanation.faithfulness import (
+    centre_map,
+    deletion,
+    edge_map,
+    energy_inside,
+    insertion,
+    pointing_hit,
+    rank_similarity,
+)
+from saccade.explanation.heatmap import Heatmap
+from saccade.explanation.methods import METHODS, default_method, method, suited
+from saccade.explanation.perturbation import baseline_pixels, masked_scores, masks_at_once
+from saccade.explanation.questions import Question
+from saccade.explanation.record import undisturbed
+from saccade.explanation.scramble import scrambled
+from saccade.models.build import build, find_config
+from saccade.models.clip import Clip
+from saccade.studies.base import Arm, Column, Measured, Results, Scale, Shot, Spend, Study
+from saccade.studies.intervals import Finding, above, more
+from saccade.studies.ladder import RUNGS, open_ladder, sizes_of
+from saccade.studies.setups import CNN, NUCLEI, OBJECTS, SCENES, cells, clothes, nuclei, objects, scenes, shortened
+from saccade.studies.trial import AnyModel, Trial, held_out
+from saccade.studies.zero_shot import STUDY as PROMPTS
+from saccade.studies.zero_shot import captioned
+from saccade.types import ClassTarget, ImageBatch
+
+CELLS = 7
+"""Cells a side of the grid on which pictures are hidden and revealed."""
+
+STEPS = 6
+"""Steps from the whole picture to none."""
+
+CONTROLS = ("random order", "middle", "edges")
+"""Maps that know nothing of the model: noise, a blob in the middle, the edges of the picture."""
+
+NEGATIVE = "guided_backprop"
+"""The method that is here to be found out."""
+
+LIKE = 0.5
+"""Rank correlation with the map of a network whose later half was shuffled, above which a map does not show it."""
+
+ACROSS = 6
+"""Maps beside each other in a picture of the page."""
+
+
+# One trial
+
+
+def measure(trial: Trial) -> Measured:
+    """Every method that suits the model, on pictures of its own for every seed."""
+    model = _build(trial)
+    trial.train(model)
+    classifier: Any = model.classifier([f"a {name}" for name in model.classes]) if isinstance(model, Clip) else model
+    subject = Subject(classifier.eval())
+    copy = Subject(half_shuffled(classifier, trial.seed))
+    explainers = explainers_of(subject, trial.scale)
+    details: dict[str, dict[str, list[float]]] = {name: {} for name in (*explainers, *CONTROLS)}
+    rows: list[list[render.Panel]] = []
+    wanted, missing = trial.pick(1, 1, 8), 0
+    for case in _cases(trial, subject, wanted):
+        if case is None:
+            missing += 1
+            continue
+        heats, figures = figures_of(case, subject, copy, explainers, is_full=trial.scale == "full")
+        for name, found in figures.items():
+            for key, value in found.items():
+                details[name].setdefault(key, []).append(value)
+        if trial.draws and not rows:
+            panels = [_panel(heat, name) for name, heat in heats.items()]
+            rows += [panels[start : start + ACROSS] for start in range(0, len(panels), ACROSS)]
+    shots = (
+        [Shot(png=render.to_png(render.side_by_side(rows, size=1.6), dpi=80), caption="all methods")] if rows else []
+    )
+    return Measured(
+        figures={
+            "quality": _quality(trial, model),
+            "methods": len(explainers),
+            "unanswered": missing / wanted,
+            **{key: _mean(values) for key, values in details[next(iter(explainers))].items()},
+        },
+        details=details,
+        shots=shots,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One question about one picture.
+
+    Attributes:
+        picture: ``[3, h, w]`` uint8.
+        of: the question.
+        score: what it stands for.
+        images: the picture on the canvas.
+        layer: that the layer methods read; of a detector the level that the object was read from.
+        region: ``[h, w]`` bool where the evidence should be; None where nobody knows.
+        is_within: whether the question is about that region, so that only what is inside of it can be compared.
+    """
+
+    picture: Tensor
+    of: Question
+    score: ScoreFn
+    images: ImageBatch
+    layer: str
+    region: Tensor | None
+    is_within: bool
+
+
+def _cases(trial: Trial, subject: Subject, wanted: int) -> Iterator[Case | None]:
+    """The pictures of this seed with their questions; None for a picture on which there is nothing to ask about."""
+    held = trial.data.split(held_out(trial.data))
+    question = {"semantic": "component:1", "detection": "box:0", "instance": "mask:0"}.get(trial.data.task)
+    for place in range(wanted):
+        index = (trial.seed * wanted + place) % len(held)
+        sample = held[index]
+        truth, of = None, question
+        if isinstance(sample.target, ClassTarget):
+            of = subject.classes[int(sample.target.label)] if len(subject.classes) == len(held.classes) else None
+            truth = _truth(trial, index)
+        elif isinstance(held, LabelledCaptions):
+            of = subject.classes[int(held.labels()[index])]
+        yield case_of(subject, sample.image, of, truth)
+
+
+def case_of(subject: Subject, picture: Tensor, of: Question, truth: Tensor | None = None) -> Case | None:
+    """A question about a picture; None where the model found nothing that could be asked about.
+
+    Args:
+        subject: the model.
+        picture: ``[3, h, w]`` uint8.
+        of: the question.
+        truth: ``[h, w]`` bool where the evidence should be; None: the region of the question, if it has one.
+    """
+    images = on_canvas(subject.model, [picture], [of])
+    try:
+        with undisturbed(subject.model), torch.no_grad():
+            asked = ask(subject.model, subject.model(images), images, [of], None)[0][0]
+        heat = explain_batch(subject, [picture], [of], ExplainOptions(method="layercam", verdict=False))[0][0]
+    except InputError:
+        return None
+    region = truth if truth is not None else heat.region
+    region = region if region is not None and bool(region.any()) else None
+    assert heat.layer is not None
+    return Case(picture, of, asked.score, images, heat.layer, region, truth is None and region is not None)
+
+
+def _truth(trial: Trial, index: int) -> Tensor | None:
+    """The pixels of the object that decides about the class; None where the data does not tell."""
+    held = trial.data.split(held_out(trial.data))
+    if isinstance(held, SyntheticClassification):
+        return held.scenes[index].objects[0].mask
+    if trial.arm.options.get("ground") == "black":
+        return held[index].image.amax(dim=0) > 0
+    return None
+
+
+def explainers_of(subject: Subject, scale: Scale) -> dict[str, Explainer]:
+    """Every method that suits a model, the usual one first, and the negative control where it has a ReLU.
+
+    At full scale with the options they have by default; below it the costly ones see the picture less often.
+    """
+    ready: Any = subject.model
+    window = max(min(ready.preprocess.size) // CELLS, 1)
+    thrift: dict[str, dict[str, Any]] = {
+        "smoothgrad": {"samples": 8},
+        "integrated_gradients": {"steps": 8},
+        "scorecam": {"max_channels": 8},
+        "occlusion": {"patch": window, "stride": window},
+        "rise": {"num_masks": 40},
+        "drise": {"num_masks": 40},
+    }
+    options = {} if scale == "full" else thrift
+    reasons = suited(subject.spec, has_boxes=subject.has_boxes)
+    has_relu = any(isinstance(module, nn.ReLU) for module in subject.model.modules())
+    usual = default_method(subject.spec, has_regions=subject.has_regions, has_boxes=subject.has_boxes).name
+    chosen = [name for name in METHODS if reasons[name] is None or (name == NEGATIVE and has_relu)]
+    return {name: method(name, **options.get(name, {})) for name in dict.fromkeys((usual, *chosen))}
+
+
+def figures_of(
+    case: Case, subject: Subject, copy: Subject, explainers: Mapping[str, Explainer], *, is_full: bool
+) -> tuple[dict[str, Heatmap], dict[str, dict[str, float]]]:
+    """The maps of a picture, and what was measured of them and of the controls.
+
+    Args:
+        case: the picture and its question.
+        subject: the model.
+        copy: the same with its later half shuffled.
+        explainers: by name.
+        is_full: run the costly methods on the copy too.
+    """
+    heats: dict[str, Heatmap] = {}
+    figures: dict[str, dict[str, float]] = {}
+    for name, explainer in explainers.items():
+        start = time.perf_counter()
+        heats[name] = explained(subject, case, case.of, explainer)
+        figures[name] = {"seconds": time.perf_counter() - start, "similarity": math.nan}
+        if is_full or not getattr(explainer, "is_costly", False):
+            other = explained(copy, case, case.score, explainer)
+            maps = [heat.map[case.region] if case.is_within else heat.map for heat in (heats[name], other)]
+            figures[name]["similarity"] = rank_similarity(maps[0].abs(), maps[1].abs())
+    size = (int(case.picture.shape[-2]), int(case.picture.shape[-1]))
+    noise = torch.rand(size, generator=torch.Generator().manual_seed(0))
+    everything = {name: heat.map for name, heat in heats.items()}
+    everything |= dict(zip(CONTROLS, (noise, centre_map(size), edge_map(case.picture)), strict=True))
+    games = played(case, subject.model, everything)
+    for name, values in everything.items():
+        found = figures.setdefault(name, {"seconds": math.nan, "similarity": math.nan}) | games[name]
+        if case.region is not None:
+            inside, area = energy_inside(values, case.region)
+            found |= {"pointing": pointing_hit(values, case.region), "inside": inside, "area": area}
+        else:
+            found |= dict.fromkeys(("pointing", "inside", "area"), math.nan)
+        figures[name] = found
+    return heats, figures
+
+
+def explained(subject: Subject, case: Case, of: Question, explainer: Explainer) -> Heatmap:
+    """A map by a method with its options, at the layer that a user would get."""
+    usual: Any = explainer
+    if hasattr(usual, "layer"):
+        usual = replace(usual, layer=case.layer)
+    return explain_batch(subject, [case.picture], [of], ExplainOptions(method=usual, verdict=False))[0][0]
+
+
+def played(case: Case, model: nn.Module, maps: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Deletion and insertion of maps ``[h, w]``: areas as shares of the range of all scores seen on this picture."""
+    seen: list[Tensor] = []
+    baseline = baseline_pixels(model, case.images, "mean")
+    height, width = case.images.sizes[0]
+    canvas = case.images.pixels.shape[-2:]
+    at_once = masks_at_once(case.images, 64)
+
+    def evaluate(keep: Tensor) -> Tensor:
+        cells = keep.reshape(-1, 1, CELLS, CELLS).float()
+        shown = F.interpolate(cells, (height, width), mode="nearest")
+        padded = F.pad(shown, (0, canvas[1] - width, 0, canvas[0] - height), value=1.0)[:, 0]
+        parts = [part[None] for part in padded.split(at_once)]
+        scores = torch.cat([*masked_scores(model, case.images, baseline, parts, [case.score])], dim=-1)[0, 0].double()
+        seen.append(scores)
+        return scores
+
+    areas = {}
+    with undisturbed(model):
+        for name, values in maps.items():
+            cells = F.adaptive_avg_pool2d(values.float()[None, None], CELLS).flatten()
+            games = [game(evaluate, cells, steps=STEPS, samples=2).area for game in (deletion, insertion)]
+            areas[name] = games
+    low, high = float(torch.cat(seen).min()), float(torch.cat(seen).max())
+    scale = max(high - low, 1e-12)
+    return {
+        name: {
+            "deletion": (deleted - low) / scale,
+            "insertion": (inserted - low) / scale,
+            "advantage": (inserted - deleted) / scale,
+        }
+        for name, (deleted, inserted) in areas.items()
+    }
+
+
+def half_shuffled(model: nn.Module, seed: int) -> nn.Module:
+    """A copy whose later half of the tensors is shuffled; the first layers are what was learned."""
+    other = scrambled(model, "all", seed)
+    kept, own = model.state_dict(), other.state_dict()
+    names = list(dict.fromkeys(name for name, _ in model.named_parameters()))
+    first = {name.rpartition(".")[0] for name in names[: len(names) // 2]}
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name.rpartition(".")[0] in first:
+                tensor.copy_(kept[name])
+    return other
+
+
+def _build(trial: Trial) -> AnyModel:
+    """The arm's model; one that reads texts gets the words of its captions."""
+    config = find_config(trial.arm.model)
+    data = trial.data.split("train")
+    if not isinstance(data, LabelledCaptions):
+        return trial.build()
+    torch.manual_seed(trial.seed)
+    changed: Any = override(config, {**trial.arm.overrides, "num_classes": len(data.classes)})
+    return build(changed.fitted(lambda: training_texts(data)), data.classes)
+
+
+def _quality(trial: Trial, model: AnyModel) -> float:
+    """How good the network itself is, by the figure of its task."""
+    if isinstance(model, Clip):
+        return math.nan
+    metrics = trial.evaluate(model).metrics
+    found = [metrics.get(name) for name in ("top1", "miou", "mask_ap50", "ap50")]
+    return next((value for value in found if value is not None), math.nan)
+
+
+def _panel(heat: Heatmap, name: str) -> render.Panel:
+    return render.Panel(image=heat.outlined, heat=heat.map, is_signed=heat.is_signed, title=name)
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+# What follows from it
+
+
+def judge(results: Results) -> list[Finding]:
+    """The usual method of every arm against chance, its place, and the negative control."""
+    found = []
+    for arm in results.arms():
+        usual = usual_of(results, arm)
+
+        def of(key: str, thing: str = usual, arm: str = arm) -> list[float]:
+            return results.pictures(arm, thing, key)
+
+        told = f"{arm}: {usual}"
+        random = of("advantage", CONTROLS[0])
+        found.append(more(f"{told} shows what decides more than a random order", of("advantage"), random))
+        if any(math.isfinite(value) for value in of("inside")):
+            found.append(more(f"{told} lies on the object more than chance", of("inside"), of("area")))
+    alike = _of_negative(results, NEGATIVE)
+    plain = _of_negative(results, "gradient")
+    found.append(above(f"{NEGATIVE} stays alike when later layers are shuffled", alike, LIKE, form="number"))
+    found.append(more(f"{NEGATIVE} stays more alike than the gradient", alike, plain, form="number"))
+    return found
+
+
+def _of_negative(results: Results, thing: str) -> list[float]:
+    """Similarity on the pictures of the arms in which the negative control was drawn, of it or of another method."""
+    arms = [arm for arm in results.arms() if NEGATIVE in results.measured_on(arm)]
+    return [value for arm in arms for value in results.pictures(arm, thing, "similarity")]
+
+
+def usual_of(results: Results, arm: str) -> str:
+    """The method that is used where none is asked for: it was measured first."""
+    return next(iter(results.measured_on(arm)), "the usual method")
+
+
+def advice(results: Results) -> list[str]:
+    """Of every arm the method that shows best what decides, among those that follow the question and the weights."""
+    words = []
+    for arm in results.arms():
+        figures = {
+            name: [_mean(results.pictures(arm, name, key)) for key in ("advantage", "similarity")]
+            for name in results.measured_on(arm)
+            if name in METHODS and not METHODS[name].is_class_agnostic and name != NEGATIVE
+        }
+        sound = {name: gain for name, (gain, alike) in figures.items() if alike < LIKE}
+        if not sound:
+            words.append(f"{arm}: no method is told apart from shuffled weights.")
+            continue
+        best, usual = max(sound, key=lambda name: sound[name]), usual_of(results, arm)
+        told = f"{arm}: {best} shows best what decides ({sound[best]:.2f} of the range)"
+        beside = "" if best == usual else f", the usual {usual} {figures[usual][0]:.2f}" if usual in figures else ""
+        words.append(f"{told}{beside}.")
+    return words
+
+
+# What is measured
+
+
+def outlined_nuclei(scale: Scale) -> DataSource:
+    """Nuclei with a mask each."""
+    return shortened(open_data("nuclei_instances"), {"train": 8, "val": 4} if scale == "smoke" else {})
+
+
+FOUND: Mapping[str, Any] = {"selection.min_score": 0.0, "selection.max_detections": 5}
+"""A detector that has learned little is asked about its likeliest object, however unlikely."""
+
+PROMPTED = next(iter(PROMPTS.arms.values()))
+ARMS: Mapping[str, Arm] = {
+    "class, scenes, CNN": Arm(
+        model="resnet_test", overrides={**CNN, "preprocess.size": [64, 64]}, train=SCENES, data=scenes
+    ),
+    "class, scenes, ViT": Arm(model="vit_nano_p8_64", train=SCENES, data=scenes),
+    "class, clothes, CNN": Arm(
+        model="resnet_test",
+        overrides={**CNN, "preprocess.size": [28, 28]},
+        train=SCENES,
+        options={"ground": "black"},
+        data=clothes,
+    ),
+    "region, nuclei, U-Net": Arm(model="unet_nano", train=NUCLEI, data=nuclei),
+    "box, blood cells, YOLO": Arm(
+        model="yolo_small",
+        overrides={"preprocess.size": [160, 160], **FOUND},
+        train=OBJECTS,
+        data=cells,
+    ),
+    "box, scenes, DETR": Arm(
+        model="detr_small",
+        overrides={"preprocess.size": [128, 128], "queries": 10, **FOUND},
+        train=OBJECTS,
+        data=objects,
+    ),
+    "mask, nuclei, Mask R-CNN": Arm(
+        model="mask_rcnn_small",
+        overrides={"preprocess.size": [128, 128], **FOUND},
+        train=OBJECTS,
+        data=outlined_nuclei,
+    ),
+    "prompt, scenes, CLIP": Arm(
+        model=PROMPTED.model, overrides=PROMPTED.overrides, train=PROMPTED.train, data=captioned
+    ),
+}
+"""Every task on synthetic scenes or embedded data."""
+
+OWN: Mapping[str, Sequence[str]] = {
+    "classification": ("resnet_test", "vit_nano_p8_64"),
+    "semantic": ("unet_nano",),
+    "detection": ("yolo_small",),
+    "instance": ("mask_rcnn_small",),
+}
+"""Networks for a user's own data, by task."""
+
+
+def explanations(data: str | Path | DataSource | None = None, *, command: str = "explanations") -> Study:
+    """The study of every method, on the data of the package or on a user's own.
+
+    Args:
+        data: anything ``open_data`` knows; None: synthetic scenes and embedded data.
+        command: words that repeat it.
+
+    Raises:
+        DataError: where the data is too small to be split, or is for a task without a small network.
+    """
+    arms = ARMS
+    if data is not None:
+        source = open_ladder(data)
+        names = OWN[source.task]
+        train = RUNGS[source.task].train
+        overrides = {**FOUND} if source.task in {"detection", "instance"} else {}
+        arms = {
+            name: Arm(
+                model=name,
+                overrides={**(CNN if name == "resnet_test" else {}), **overrides, **sizes_of(name, source)},
+                train=train,
+                data=lambda scale: source,
+            )
+            for name in names
+        }
+    count = 3 * len(arms)
+    return Study(
+        name="explanations" if data is None else f"explanations-{source.task}",
+        claim="These maps ... highlights areas of the image that are most important for a given class",
+        place="Class Activation Mapping",
+        method="Small networks for every task are trained for equal time; every method that suits them explains the "
+        "same held-out pictures. Deletion and insertion are areas under the score as 7x7 cells are hidden or shown, "
+        "strongest first, in shares of the range of all scores seen on the picture. Refuted for a task if the method "
+        "that is used where none is asked for shows what decides no more than a random order, or lies on the object "
+        "no more than its area; and the measurement is refuted if the negative control passes: guided "
+        f"backpropagation has to stay alike (rank correlation above {LIKE}) when the later half of the network is "
+        "shuffled.",
+        arms=arms,
+        spend=Spend(unit="seconds", smoke=0.1, quick=round(30 / count, 1), full=round(600 / count, 1)),
+        measure=measure,
+        judge=judge,
+        advice=advice,
+        columns=(
+            Column(key="quality", heading="quality of the network", form="percent"),
+            Column(key="methods", heading="methods", form="count"),
+            Column(key="unanswered", heading="pictures without an answer", form="percent"),
+            Column(key="advantage", heading="usual method: insertion less deletion", is_drawn=True),
+            Column(key="similarity", heading="like later half shuffled", is_drawn=True),
+        ),
+        details=(
+            Column(key="pointing", heading="points at it", form="percent", is_hit=True),
+            Column(key="inside", heading="evidence inside", form="percent"),
+            Column(key="area", heading="share of the area", form="percent"),
+            Column(key="deletion", heading="deletion"),
+            Column(key="insertion", heading="insertion"),
+            Column(key="advantage", heading="insertion less deletion"),
+            Column(key="similarity", heading="like later half shuffled"),
+            Column(key="seconds", heading="seconds per map"),
+        ),
+        seeds=3,
+        source=__file__,
+        command=command,
+    )
+
+
+STUDY = explanations()
