@@ -190,6 +190,7 @@ class Family:
         steps: of training.
         batch: pictures per step.
         peak: learning rate.
+        reads_signs: whether it learns marked scenes in this time.
     """
 
     name: str
@@ -201,6 +202,7 @@ class Family:
     steps: int
     batch: int
     peak: float
+    reads_signs: bool = True
 
     def scene(self, seed: int, *, is_marked: bool = False) -> Scene:
         """One scene as this network gets them."""
@@ -233,7 +235,7 @@ FAMILIES = (
     Family("convolutions without norm", "classification", lambda: ConvNet(has_norm=False), 48, 1, 5, 250, 32, 2e-3),
     Family("transformer", "classification", PatchNet, 48, 1, 5, 350, 32, 1.5e-3),
     Family("U-Net", "semantic", _unet, 64, 3, 3, 200, 8, 1e-2),
-    Family("Mask R-CNN", "objects", _mask_rcnn, 64, 3, 3, 300, 4, 1e-2),
+    Family("Mask R-CNN", "objects", _mask_rcnn, 64, 3, 3, 300, 4, 1e-2, reads_signs=False),
     Family("YOLO", "objects", _yolo, 64, 3, 3, 700, 8, 1e-2),
 )
 
@@ -261,11 +263,9 @@ def trained(family: Family, seed: int, *, is_marked: bool = False) -> Any:
     first = 1_000_000 * (seed + 1)
     scenes = [family.scene(first + index, is_marked=is_marked) for index in range(600)]
     optimiser = torch.optim.AdamW(model.parameters(), lr=family.peak, weight_decay=0.02)
-    # A detector finds grey shapes long before it reads their signs.
-    steps = 3 * family.steps if is_marked and family.task == "objects" else family.steps
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, family.peak, steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, family.peak, family.steps)
     model.train()
-    for _ in range(steps):
+    for _ in range(family.steps):
         chosen = [scenes[index] for index in torch.randint(len(scenes), (family.batch,)).tolist()]
         loss = _loss(family, model, chosen)
         optimiser.zero_grad()
