@@ -190,6 +190,7 @@ class Family:
         steps: of training.
         batch: pictures per step.
         peak: learning rate.
+        reads_signs: whether it learns marked scenes in this time.
     """
 
     name: str
@@ -201,6 +202,7 @@ class Family:
     steps: int
     batch: int
     peak: float
+    reads_signs: bool = True
 
     def scene(self, seed: int, *, is_marked: bool = False) -> Scene:
         """One scene as this network gets them."""
@@ -233,7 +235,7 @@ FAMILIES = (
     Family("convolutions without norm", "classification", lambda: ConvNet(has_norm=False), 48, 1, 5, 250, 32, 2e-3),
     Family("transformer", "classification", PatchNet, 48, 1, 5, 350, 32, 1.5e-3),
     Family("U-Net", "semantic", _unet, 64, 3, 3, 200, 8, 1e-2),
-    Family("Mask R-CNN", "objects", _mask_rcnn, 64, 3, 3, 300, 4, 1e-2),
+    Family("Mask R-CNN", "objects", _mask_rcnn, 64, 3, 3, 300, 4, 1e-2, reads_signs=False),
     Family("YOLO", "objects", _yolo, 64, 3, 3, 700, 8, 1e-2),
 )
 

@@ -265,8 +265,9 @@ def run(families: Sequence[Family], sizes: Sizes, keep: Callable[[list[Row]], No
                     one = held_out(family, 100 + 1000 * seed + number, is_marked=False)
                     rows += examine(family, _willing(other), one, 1, f"random, {extent} shuffled", seed)
             rows += _of_fresh(family, seed, random)
-            marked = kept(sizes.networks, family, seed, is_marked=True)
-            rows += examine(family, marked, held_out(family, seed, is_marked=True), pictures, "marked", seed)
+            if family.reads_signs:
+                marked = kept(sizes.networks, family, seed, is_marked=True)
+                rows += examine(family, marked, held_out(family, seed, is_marked=True), pictures, "marked", seed)
             keep(rows)
             print(f"{family.name}, seed {seed}: {len(rows)} maps, {time.perf_counter() - began:.0f} s", flush=True)
     return rows

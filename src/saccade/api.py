@@ -282,8 +282,8 @@ def explain(
         method: name of a method (``saccade explain --method``), or an explainer object; ``auto`` chooses by the
             architecture.
         layer: declared layer for methods that read one; ``auto`` is the one that the model names as usual.
-        verdict: measure how far the map can be trusted: some 54 pictures go through a model, and the method runs again
-            on two shuffled copies of it.
+        verdict: measure how far the map can be trusted: some 50 pictures go through the model and two shuffled
+            copies of it, the runs of the method on these included.
         classes: what a zero-shot model shall tell apart, in words; ``of`` and ``against`` then name two of them.
             Without them ``of`` and ``against`` may be any words.
         templates: what these names are put into.

@@ -33,11 +33,6 @@ def ruling(*, is_class_agnostic: bool = False, **changed: float | None) -> tuple
     return rule(figures, LINES, is_class_agnostic=is_class_agnostic)
 
 
-def with_advantage(value: float) -> dict[str, float]:
-    """Areas and advantage that belong together."""
-    return {"advantage": value, "insertion": 1.0 + value, "deletion": 1.0 - value}
-
-
 def test_good_figures_are_supported() -> None:
     found, reasons = ruling()
     assert found == "supported"
@@ -55,6 +50,14 @@ def test_good_figures_are_supported() -> None:
         ({"structure": None, "response_ratio": LINES.min_response - 0.1}, "failed", "2.9 times as strongly"),
         ({"structure": None, "response_ratio": LINES.min_response}, "supported", "points at"),
         ({"structure": None, "response_ratio": None}, "supported", "points at"),
+        ({"advantage": LINES.min_over_chance * 0.1 - 0.01}, "failed", "no more than hiding at random"),
+        ({"advantage": LINES.min_over_chance * 0.1 + 0.01}, "weak", "only 0.06 of the range"),
+        ({"advantage": LINES.weak_advantage - 0.01, "advantage_chance": 0.0}, "weak", "only 0.09 of the range"),
+        ({"advantage": LINES.weak_over_chance * 0.1 - 0.01}, "weak", "random orders get 0.10 either way"),
+        ({"advantage": LINES.weak_over_chance * 0.1 + 0.01}, "supported", "points at"),
+        ({"advantage": 0.0, "advantage_chance": 0.0}, "failed", "no more than hiding at random"),
+        ({"advantage": 0.09, "advantage_region": 0.5}, "failed", "merely pointing at the region gets 0.50"),
+        ({"advantage": 0.21, "advantage_region": 0.5}, "supported", "points at"),
         ({"score_range": 0.0}, "failed", "the same whatever is hidden"),
         ({"similarity": LINES.max_similarity + 0.01}, "failed", "stays the same when the weights are shuffled"),
         ({"similarity_abs": LINES.max_similarity + 0.01}, "failed", "stays the same when the weights are shuffled"),

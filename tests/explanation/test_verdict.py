@@ -155,6 +155,7 @@ def test_areas_by_hand() -> None:
     assert figures["insertion_centre"] == pytest.approx(0.6)
     assert figures["advantage"] == pytest.approx(0.5)
     assert figures["score_range"] == 1
+    assert figures["advantage_chance"] == pytest.approx(0.1)  # of the pair: areas 0.55 and 0.45
 
 
 def test_random_models_have_failed() -> None:

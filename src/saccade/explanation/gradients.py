@@ -26,7 +26,7 @@ from saccade.explanation.perturbation import BASELINES, Baseline, baseline_pixel
 from saccade.explanation.record import Record, recording, unwrap
 from saccade.types import ExplainSpec, ImageBatch
 
-BRIEF = 4
+BRIEF = 3
 """Samples or steps of a map that is only compared with another."""
 
 CPU_PIXELS = 1_000_000

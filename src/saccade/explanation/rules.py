@@ -30,13 +30,14 @@ class Lines(Config):
     min_response: float = 3.0
     """Where the weights tell nothing (few or small matrices): the model's answer to the picture over that of its
     shuffled copies; less is "failed"."""
-    clear_gain: float = 0.05
-    """Over the range of the score: where insertion and deletion together are no better than chance, one of them
-    must be by this, or the map is "failed"."""
+    min_over_chance: float = 0.5
+    """An advantage that is less than this many times what random orders get (root mean square) is "failed"."""
     min_region_advantage: float = 0.1
     """Of a question about a region: an advantage below this is "failed"; pointing at the region gets far more."""
     max_similarity: float = 0.9
     """Rank similarity with the maps of shuffled copies; more is "failed"."""
+    weak_over_chance: float = 2.0
+    """An advantage that is less than this many times what random orders get is "weak"."""
     weak_advantage: float = 0.1
     """Area between insertion and deletion over the range of the score (0 by chance); less is "weak"."""
     centre_margin: float = 0.1
@@ -63,8 +64,8 @@ def rule(figures: Figures, lines: Lines, *, is_class_agnostic: bool = False) -> 
     """The verdict on a map that can be read.
 
     Args:
-        figures: ``deletion``, ``insertion``, ``deletion_random``, ``score_range``, ``advantage`` and
-            ``advantage_centre`` at least; see ``Verdict``.
+        figures: ``deletion``, ``insertion``, ``deletion_random``, ``score_range``, ``advantage``, ``advantage_chance``
+            and ``advantage_centre`` at least; see ``Verdict``.
         lines: where the lines are drawn.
         is_class_agnostic: whether the method ignores what was asked.
     """
@@ -106,13 +107,16 @@ def _of_the_model(figures: Figures, lines: Lines) -> list[str]:
 
 def _of_the_map(figures: Figures, lines: Lines) -> list[str]:
     found = []
-    unit = figures["score_range"] * lines.clear_gain
-    gains = (figures["deletion_random"] - figures["deletion"], figures["insertion"] - figures["deletion_random"])
-    if max(gains) <= (unit if figures["advantage"] <= 0 else 0):
-        found.append("hiding what the map points at changes the score no more than hiding at random")
-    elif figures["advantage"] < lines.min_region_advantage and "advantage_region" in figures:
+    advantage, chance = figures["advantage"], figures["advantage_chance"]
+    # Where hiding changes nothing, chance gets nothing either.
+    if advantage < lines.min_over_chance * chance or advantage <= 0:
         found.append(
-            f"insertion beats deletion by only {figures['advantage']:.2f} of the range of the score; merely pointing "
+            "hiding what the map points at changes the score no more than hiding at random"
+            f" (advantage {advantage:.2f} of its range, random orders {chance:.2f} either way)"
+        )
+    elif advantage < lines.min_region_advantage and "advantage_region" in figures:
+        found.append(
+            f"insertion beats deletion by only {advantage:.2f} of the range of the score; merely pointing "
             f"at the region gets {figures['advantage_region']:.2f}"
         )
     if similarity(figures) > lines.max_similarity:
@@ -128,6 +132,11 @@ def _doubts(figures: Figures, lines: Lines) -> list[str]:
     found = []
     if figures["advantage"] < lines.weak_advantage:
         found.append(f"insertion beats deletion by only {figures['advantage']:.2f} of the range of the score")
+    elif figures["advantage"] < lines.weak_over_chance * figures["advantage_chance"]:
+        found.append(
+            f"insertion beats deletion by {figures['advantage']:.2f} of the range of the score, and random orders get"
+            f" {figures['advantage_chance']:.2f} either way"
+        )
     if figures["advantage"] < figures["advantage_centre"] - lines.centre_margin:
         found.append(
             f"a blob at the centre of the picture does better ({figures['advantage_centre']:.2f} of the range of the"
