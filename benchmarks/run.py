@@ -33,7 +33,10 @@ BENCHMARKS = {
 }
 """Scripts of this folder, with what they measure."""
 
-BY_HAND = {"ladder": "Every rung of the segmentation ladder, trained for the same time from scratch"}
+BY_HAND = {
+    "ladder": "Every rung of the segmentation ladder, trained for the same time from scratch",
+    "zero_shot_learning": "Emoji found by their texts and named by category; combinations that were never shown",
+}
 """Scripts that need pictures that you name; what they last measured stands in ``RESULTS.md`` as well."""
 
 
