@@ -27,7 +27,7 @@ from saccade.opening import AnyModel
 from saccade.report import Part, ReportConfig, evaluate_and_report, write_page
 from saccade.report.page import Card, Section, figure, overlay, picture, verdict_of
 from saccade.tasks.base import percent
-from saccade.types import Caption, Classification, Prediction, Sample, Segmentation
+from saccade.types import Caption, Classification, Embedding, Prediction, Sample, Segmentation
 
 TASKS = (
     ("classification", CLOTHES),
@@ -152,6 +152,8 @@ def _text(sample: Sample) -> str:
 def _words(prediction: Prediction) -> str:
     if isinstance(prediction, Classification):
         return f"{prediction.name} {percent(prediction.score)}"
+    if isinstance(prediction, Embedding):
+        return f"a vector of {len(prediction.image)} numbers"
     if not isinstance(prediction, Segmentation):
         counts = Counter(prediction.name(index) for index in range(len(prediction.above(0.5))))
         return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing found"

@@ -9,6 +9,7 @@ N pictures · K classes
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from saccade.data.dataset import Dataset, Labelled
 from saccade.data.loader import Loader, LoaderConfig
@@ -40,7 +41,8 @@ def calibrate(classifier: ZeroShotClassifier, dataset: Dataset, *, batch_size: i
     relabel = labels_for(classifier, dataset.classes, where="calibrate")
     labels = dataset.labels()
     device = classifier.weight.device
-    logits, found = [], []
+    logits: list[Tensor] = []
+    found: list[int] = []
     with evaluating(classifier), torch.no_grad():
         for batch in Loader(dataset, classifier.preprocess, LoaderConfig(batch_size=batch_size)):
             logits.append(classifier(batch.images.to(device).channels_last()).logits.cpu())

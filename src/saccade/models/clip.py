@@ -43,8 +43,7 @@ FEW_CAPTIONS: Mapping[str, Any] = {
     "ema_decay": 0.0,
     "validate_every": 5,
 }
-"""How a few hundred captions are learned on a trained backbone: five-fold on the emoji, 0.6 of the texts find their
-picture among the first ten of 138."""
+"""How a few hundred captions are learned on a trained backbone; ``docs/zero_shot.md`` has the figures on the emoji."""
 
 
 @dataclass(frozen=True, kw_only=True)
