@@ -174,7 +174,10 @@ def test_train_refuses_before_anything_is_written(
 
 
 def test_a_model_is_trained_as_it_is_known_to_learn_where_nothing_else_is_asked(tmp_path: Path) -> None:
-    data = {"train": synthetic_objects(4, 64, 0), "val": synthetic_objects(2, 64, 1)}
+    data = {
+        "train": synthetic_objects(4, 64, 0, task="detection"),
+        "val": synthetic_objects(2, 64, 1, task="detection"),
+    }
     asked = ["train.epochs=1", "train.augment.flip=0.25"]
     settings = {"learning_rate": 1e-4}
     out, records = start("yolo_test", data, out=tmp_path / "run", assignments=asked, settings=settings)
