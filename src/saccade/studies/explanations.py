@@ -267,7 +267,7 @@ def played(case: Case, model: nn.Module, maps: Mapping[str, Tensor]) -> dict[str
         cells = keep.reshape(-1, 1, CELLS, CELLS).float()
         shown = F.interpolate(cells, (height, width), mode="nearest")
         padded = F.pad(shown, (0, canvas[1] - width, 0, canvas[0] - height), value=1.0)[:, 0]
-        parts = [part[None] for part in padded.split(at_once)]
+        parts = [part[None] for part in torch.split(padded, at_once)]
         scores = torch.cat([*masked_scores(model, case.images, baseline, parts, [case.score])], dim=-1)[0, 0].double()
         seen.append(scores)
         return scores
