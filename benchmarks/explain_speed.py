@@ -206,7 +206,8 @@ def mask_rows(name: str, repeats: int, count: int) -> list[Row]:
     from xaitk_saliency.impls.gen_classifier_conf_sal.rise_scoring import RISEScoring
     from xaitk_saliency.impls.gen_image_classifier_blackbox_sal.occlusion_based import PerturbationOcclusion
 
-    model, picture = classifier(name), photograph()
+    canvas = model_size(name)
+    model, picture = classifier(name), photograph(canvas)
     images, names = model.preprocess([picture]), [*model.classes.names]
 
     class BlackBox(ClassifyImage):
@@ -227,7 +228,7 @@ def mask_rows(name: str, repeats: int, count: int) -> list[Row]:
             """Nothing to tell."""
             return {}
 
-    stack = PerturbationOcclusion(same_masks(count, 7, SIZE), RISEScoring(p1=0.5))
+    stack = PerturbationOcclusion(same_masks(count, 7, canvas), RISEScoring(p1=0.5))
     stack.fill = mean_colour(model)
     explainer, spec = RISE(num_masks=count), model.explain_spec()
 
@@ -238,7 +239,7 @@ def mask_rows(name: str, repeats: int, count: int) -> list[Row]:
         return torch.from_numpy(stack(picture.permute(1, 2, 0).numpy(), BlackBox()))[3:4]
 
     # The peer adds up score times (mask - 0.5); the same sum of our scores shows that both saw the same pictures.
-    masks = torch.from_numpy(same_masks(count, 7, SIZE).perturb(np.empty(0)))
+    masks = torch.from_numpy(same_masks(count, 7, canvas).perturb(np.empty(0)))
     parts = [part[None] for part in masks.split(8)]
     seen = masked_scores(model, images, baseline_pixels(model, images, "mean"), parts, [class_score(3)])
     by_hand = torch.einsum("m,mhw->hw", torch.cat([*seen], dim=-1)[0, 0], masks - 0.5)
@@ -397,9 +398,12 @@ def forward_of(model: nn.Module, images: ImageBatch) -> Callable[[], object]:
 
 
 def agreement_of(ours: Tensor, peer: Tensor) -> float:
-    """The smallest correlation of two sets of maps ``[..., H, W]``."""
-    pairs = zip(ours.detach().flatten(0, -3), peer.detach().flatten(0, -3), strict=True)
-    found = [float(torch.corrcoef(torch.stack([a.flatten().double(), b.flatten().double()]))[0, 1]) for a, b in pairs]
+    """The smallest correlation of two sets of maps ``[..., H, W]``; two blank maps are the same."""
+    found = []
+    for pair in zip(ours.detach().flatten(0, -3), peer.detach().flatten(0, -3), strict=True):
+        flat = torch.stack([one.flatten() for one in pair]).double()
+        is_blank = flat.amax(dim=1) - flat.amin(dim=1) <= 1e-9 * flat.abs().amax()
+        found.append(float(is_blank.all()) if is_blank.any() else float(torch.corrcoef(flat)[0, 1]))
     return min(found)
 
 

@@ -1,4 +1,4 @@
-"""Draws ``pictures/explain.png``: what an ImageNet network of torchvision sees in the photographs of the package.
+"""Draws ``pictures/explain.jpg``: what an ImageNet network of torchvision sees in the photographs of the package.
 
 ``python docs/make_explain_picture.py WEIGHTS LABELS``: a state dict of ``torchvision.models.mobilenet_v2`` whose
 pixels lie between -1 and 1, and a JSON list of its 1000 class names.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torchvision.models import mobilenet_v2
 
 from saccade import render
@@ -57,7 +59,11 @@ def main() -> None:
                 row.append(panel)
                 print(f"{path.stem}, {told}: {heat.of}, logit {heat.score:.1f}", flush=True)
             rows.append(row)
-    print(render.save(render.side_by_side(rows, size=1.8), HERE / "pictures" / "explain.png", dpi=90))
+    path = HERE / "pictures" / "explain.jpg"
+    # Photographs: as PNG they would take a megabyte and a half.
+    drawn = Image.open(BytesIO(render.to_png(render.side_by_side(rows, size=1.8), dpi=90)))
+    drawn.convert("RGB").save(path, quality=88)
+    print(path)
 
 
 def names_of(labels: list[str]) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ def measure(trial: Trial) -> Measured:
     explainers = explainers_of(subject, trial.scale)
     details: dict[str, dict[str, list[float]]] = {name: {} for name in (*explainers, *CONTROLS)}
     rows: list[list[render.Panel]] = []
-    wanted, missing = trial.pick(1, 1, 8), 0
+    wanted, missing = trial.pick(1, *trial.arm.options["pictures"]), 0
     for case in _cases(trial, subject, wanted):
         if case is None:
             missing += 1
@@ -267,7 +267,7 @@ def played(case: Case, model: nn.Module, maps: Mapping[str, Tensor]) -> dict[str
         cells = keep.reshape(-1, 1, CELLS, CELLS).float()
         shown = F.interpolate(cells, (height, width), mode="nearest")
         padded = F.pad(shown, (0, canvas[1] - width, 0, canvas[0] - height), value=1.0)[:, 0]
-        parts = [part[None] for part in padded.split(at_once)]
+        parts = [part[None] for part in torch.split(padded, at_once)]
         scores = torch.cat([*masked_scores(model, case.images, baseline, parts, [case.score])], dim=-1)[0, 0].double()
         seen.append(scores)
         return scores
@@ -346,7 +346,9 @@ def judge(results: Results) -> list[Finding]:
 
         told = f"{arm}: {usual}"
         random = of("advantage", CONTROLS[0])
-        found.append(more(f"{told} shows what decides more than a random order", of("advantage"), random))
+        found.append(
+            more(f"{told} shows what decides more than a random order", of("advantage"), random, form="points")
+        )
         if any(math.isfinite(value) for value in of("inside")):
             found.append(more(f"{told} lies on the object more than chance", of("inside"), of("area")))
     alike = _of_negative(results, NEGATIVE)
@@ -471,6 +473,9 @@ def explanations(data: str | Path | DataSource | None = None, *, command: str = 
             for name in names
         }
     count = 3 * len(arms)
+    # Fewer networks leave time for more pictures of each.
+    pictures = (max(8 // len(arms), 1), max(64 // len(arms), 1))
+    arms = {name: replace(arm, options={**arm.options, "pictures": pictures}) for name, arm in arms.items()}
     return Study(
         name="explanations" if data is None else f"explanations-{source.task}",
         claim="These maps ... highlights areas of the image that are most important for a given class",
