@@ -79,13 +79,13 @@ def _one(folder: Path, recipe: Recipe, console: Console) -> Part:
     evaluation, part = evaluate_and_report(trained.model, source, folder, config)
     print_evaluation(evaluation, console)
 
-    console.print(f"\n[bold]{folder.name}: predict[/bold]  three of them")
     held_out = source.split(split)
-    samples = [held_out[index] for index in range(3)]
     if trained.model.task == "zero_shot":
         part = replace(part, sections=[*_in_words(trained.model, folder, held_out, console), *part.sections])
         write_page(folder / "report.html", part.title, part.lead, [part])
         return part
+    console.print(f"\n[bold]{folder.name}: predict[/bold]  three of them")
+    samples = [held_out[index] for index in range(3)]
     for sample, prediction in zip(samples, predict(trained.model, [s.image for s in samples]), strict=True):
         console.print(f"  {sample.source}: {_words(prediction)}")
 
