@@ -79,13 +79,13 @@ def _one(folder: Path, recipe: Recipe, console: Console) -> Part:
     evaluation, part = evaluate_and_report(trained.model, source, folder, config)
     print_evaluation(evaluation, console)
 
-    console.print(f"\n[bold]{folder.name}: predict[/bold]  three of them")
     held_out = source.split(split)
-    samples = [held_out[index] for index in range(3)]
     if trained.model.task == "zero_shot":
         part = replace(part, sections=[*_in_words(trained.model, folder, held_out, console), *part.sections])
         write_page(folder / "report.html", part.title, part.lead, [part])
         return part
+    console.print(f"\n[bold]{folder.name}: predict[/bold]  three of them")
+    samples = [held_out[index] for index in range(3)]
     for sample, prediction in zip(samples, predict(trained.model, [s.image for s in samples]), strict=True):
         console.print(f"  {sample.source}: {_words(prediction)}")
 
@@ -111,7 +111,7 @@ def _found(model: AnyModel, folder: Path, samples: Sequence[Sample], console: Co
         buffer = io.BytesIO()
         Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
         write_bytes(pictures / Path(sample.source).name, buffer.getvalue())
-    texts = {Path(sample.source).name: _text(sample) for sample in samples}
+    texts = {Path(sample.source).name: _text(sample).partition(", ")[0] for sample in samples}
     console.print(f"\n[bold]{folder.name}: search[/bold]  in {len(samples)} held-out pictures")
     plots = []
     for query in QUERIES:
@@ -140,7 +140,7 @@ def _named(model: AnyModel, held_out: Dataset, samples: Sequence[Sample], consol
         pictures = [picture(sample.image, _text(sample), _text(sample)), overlay(heat, told)]
         lines = [f"{name} {percent(score)}" for name, score in prediction.top(3)]
         cards.append(Card(pictures, lines, sample.source, verdict_of(heat)))
-    note = "The names are read as texts. Warm places speak for the first name and against the second."
+    note = "The names are read as texts. What is orange speaks for the first name and against the second."
     return Section("Named and explained by words", note, cards=cards)
 
 
