@@ -312,7 +312,8 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
         return 0.0, 1.0
     z, share = 1.96, hits / count
     middle, spread = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
-    return (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)
+    low, high = (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)
+    return max(low, 0.0), min(high, 1.0)
 
 
 def told(hits: int, count: int) -> str:
@@ -387,15 +388,14 @@ def main() -> None:
         sizes = Sizes(chosen.seeds, chosen.pictures, chosen.random, chosen.networks)
         rows = run(families, sizes, lambda found: None if chosen.rows is None else written(chosen.rows, found))
     lines = Lines()
-    for half, parity in (("lines drawn on (even seeds)", 0), ("held out (odd seeds)", 1)):
-        print(f"\n{half}")
+    found: list[Row] = []
+    for half, parity in (("lines drawn on", 0), ("held out", 1)):
         part = [row for row in rows if row["seed"] % 2 == parity]
-        if part:
-            print(table(counts(part, lines)))
-    held = [row for row in rows if row["seed"] % 2] or rows
+        found += [{"networks": half, **row} for row in counts(part, lines)] if part else []
+    print(table(found))
     saved = {
         "machine": machine(),
-        "rows": counts(held, lines),
+        "rows": found,
         "largest_cost": max(row["cost"] for row in rows),
         "seconds": time.perf_counter() - began,
         "config": asdict(VerdictConfig()),
