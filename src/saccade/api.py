@@ -147,8 +147,8 @@ def start(
     elif parts["model"]:
         raise ConfigError("model.* overrides need a model by name", where=parts["model"][0])
     notes = [] if weights is None else [f"weights: {_load_weights(model, weights)}"]
-    if usual:
-        notes.append(f"trained as {name} is known to learn, where nothing else was asked: {_told(usual)}")
+    if taken := [f"{key} {value}" for key, value in usual.items() if getattr(config, key) == value]:
+        notes.append(f"trained as {name} is known to learn, where nothing else was asked: {', '.join(taken)}")
     if config.strict:
         # A run that stopped at a damaged picture could not go on once that is mended: its data would be other data.
         for dataset in source.splits.values():
@@ -404,11 +404,6 @@ def _sorted_by_part(assignments: Sequence[str]) -> dict[str, list[str]]:
             )
         parts[part].append(rest)
     return parts
-
-
-def _told(settings: Mapping[str, Any]) -> str:
-    """Settings in one line."""
-    return ", ".join(f"{name} {value}" for name, value in settings.items() if not isinstance(value, Mapping))
 
 
 def _free_folder(name: str) -> Path:
