@@ -25,7 +25,7 @@ from saccade.types import BoxTarget, Masks
 SIZE = (480, 640)
 COLOURS = ((230.0, 60.0, 60.0), (60.0, 200.0, 60.0), (60.0, 60.0, 230.0))
 """Of the classes."""
-NUM_SCENES = 28
+NUM_SCENES = 20
 """Scenes that the layers are fitted to."""
 MOVED = 40
 """Regions near each object that the box head is fitted to."""
@@ -33,9 +33,9 @@ FEWEST = 20
 """Objects of a shape that an anchor is fitted to, or it is never used."""
 QUIET = 0.1
 """Factor of the last norm of each residual branch."""
-HEAD_STEPS, HEAD_RATE = 1500, 1e-3
+HEAD_STEPS, HEAD_RATE = 1200, 1e-3
 """Training of the head of boxes."""
-NOISE = 0.3
+NOISE = 0.2
 """Of what it sees there, in the measure of what it sees."""
 SMALL = 3e-4
 """How much the square of a weight costs."""
