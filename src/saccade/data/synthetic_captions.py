@@ -2,7 +2,7 @@
 
 ``train`` and ``val`` show 40 of the 48 combinations, ``test`` the other eight. Each colour and each shape is shown, so
 whoever has learned what the words mean knows the combinations that were never there. A scene has a sentence about all
-of it; a training may also take its object alone ("a red striped circle", "a red circle", "red circle").
+of it; a training may also take its object alone ("a red striped circle", "a red circle", "red circle", "red", "circle").
 """
 
 from __future__ import annotations
@@ -59,5 +59,5 @@ def _item(scene: Scene, source: str) -> CaptionItem:
     thing = scene.objects[0]
     combination = f"{thing.colour} {thing.shape}"
     article = thing.phrase.partition(" ")[0]
-    parts = dict.fromkeys([thing.phrase, f"{article} {combination}", combination])
+    parts = dict.fromkeys([thing.phrase, f"{article} {combination}", combination, thing.colour, thing.shape])
     return CaptionItem(scene.image, (scene.caption,), tuple(parts), COMBINATIONS.id(combination), source)
