@@ -49,4 +49,6 @@ def found_sheet(
 
 
 def _short(name: str, most: int = 26) -> str:
-    return name if len(name) <= most else f"…{name[1 - most :]}"
+    """Without its middle where it is too long: sentences tell by their beginning, files by their end."""
+    ahead = most // 2
+    return name if len(name) <= most else f"{name[:ahead]}…{name[ahead + 1 - most :]}"
