@@ -2,7 +2,8 @@
 
 ``train`` and ``val`` show 40 of the 48 combinations, ``test`` the other eight. Each colour and each shape is shown, so
 whoever has learned what the words mean knows the combinations that were never there. A scene has a sentence about all
-of it; a training may also take its object alone ("a red striped circle", "a red circle", "red circle", "red", "circle").
+of it; a training may also take its object alone ("a red striped circle", "a red circle", "red circle") or one of its
+words ("red", "circle").
 """
 
 from __future__ import annotations
