@@ -37,7 +37,7 @@ from saccade.weights import torchvision as torchvision_weights
 
 SIZE = (480, 640)
 NAMES = {"Faster R-CNN": "fasterrcnn_resnet50_fpn", "Mask R-CNN": "maskrcnn_resnet50_fpn"}
-SCORED = 6
+SCORED = 20
 """Scenes that AP and agreement are counted on."""
 BACKGROUND_LEAD = 4.0
 """How far background lies above the classes, which leaves some dozens of detections."""

@@ -132,7 +132,7 @@ def measured(options: argparse.Namespace) -> list[Row]:
     canvas = (int(scene.image.shape[-2]) * options.size // 640, options.size)
     rows: list[Row] = []
     for name, seconds in taken.items():
-        alone = network_alone(model, canvas, options.repeats, clock) if name == "yolo_n, as written" else float("nan")
+        alone = network_alone(model, canvas, options.repeats, clock) if name == "yolo_n, as written" else "–"
         rows.append({"detector": name, "ms per picture": statistics.median(seconds), "network ms": alone,
                      "parameters": answering})  # fmt: skip
     for name, found in told.items():
