@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +38,7 @@ from saccade.explanation.rules import Lines, rule
 from saccade.explanation.scramble import scrambled
 from saccade.explanation.verdict import VerdictConfig
 from saccade.ops.boxes import box_iou
+from saccade.studies.intervals import hit_interval
 from saccade.types import ImageBatch
 
 NEAR = 5
@@ -306,22 +306,12 @@ def judged(row: Row, lines: Lines) -> str:
     return "failed" if row["is_blank"] else rule(row["figures"], lines, is_class_agnostic=row["is_agnostic"]).status
 
 
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share."""
-    if not count:
-        return 0.0, 1.0
-    z, share = 1.96, hits / count
-    middle, spread = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
-    low, high = (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)
-    return max(low, 0.0), min(high, 1.0)
-
-
 def told(hits: int, count: int) -> str:
     """A share with its interval."""
     if not count:
         return "none"
-    low, high = wilson(hits, count)
-    return f"{hits}/{count} = {hits / count:.1%} ({low:.1%} to {high:.1%})"
+    found = hit_interval([1.0] * hits + [0.0] * (count - hits))
+    return f"{hits}/{count} = {hits / count:.1%} ({found.low:.1%} to {found.high:.1%})"
 
 
 def counts(rows: Sequence[Row], lines: Lines) -> list[Row]:

@@ -188,7 +188,7 @@ def test_a_model_is_trained_as_it_is_known_to_learn_where_nothing_else_is_asked(
     assert config["clip_norm"] == usual["clip_norm"]
     assert config["augment"]["zoom"] == usual["augment"]["zoom"]
     assert (config["learning_rate"], config["augment"]["flip"]) == (1e-4, 0.25)
-    assert any("learns well with" in note for note in notes)
+    assert any("settings of this model's own" in note for note in notes)
 
 
 @pytest.mark.parametrize("name", [name for name in names() if find_config(name).train_settings(())])

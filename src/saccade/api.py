@@ -160,7 +160,7 @@ def start(
     config = planned(own)
     if unset := {key: value for key, value in own.items() if key not in _set_by(settings, parts)}:
         told = ", ".join(f"{key}={json.dumps(value)}" for key, value in unset.items())
-        notes.append(f"settings this model learns well with, where you set none: {told}")
+        notes.append(f"settings of this model's own, where you set none: {told}")
     if config.strict:
         # A run that stopped at a damaged picture could not go on once that is mended: its data would be other data.
         for dataset in source.splits.values():

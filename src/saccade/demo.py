@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import time
 from collections import Counter
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from saccade import render
 from saccade.api import explain, finished, predict, search, start, task_of
-from saccade.atomic import check_folder, write_bytes
+from saccade.atomic import check_folder, whole_file
 from saccade.config import to_dict
 from saccade.console import clock, print_evaluation, show_training
 from saccade.data.dataset import Dataset
@@ -100,7 +99,7 @@ def _one(folder: Path, recipe: Recipe, console: Console) -> Part:
 def _in_words(model: AnyModel, folder: Path, held_out: Dataset, console: Console) -> list[Section]:
     """What a model of pictures and texts is asked in words: to find, to name, and why."""
     samples = [held_out[index] for index in range(len(held_out))]
-    return [_found(model, folder, samples, console), _named(model, held_out, samples, console)]
+    return [_found(model, folder, samples, console), _named(model, folder, held_out, samples, console)]
 
 
 def _found(model: AnyModel, folder: Path, samples: Sequence[Sample], console: Console) -> Section:
@@ -108,9 +107,8 @@ def _found(model: AnyModel, folder: Path, samples: Sequence[Sample], console: Co
     pictures = folder / "pictures"
     pictures.mkdir()
     for sample in samples:
-        buffer = io.BytesIO()
-        Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
-        write_bytes(pictures / Path(sample.source).name, buffer.getvalue())
+        with whole_file(pictures / Path(sample.source).name) as temporary:
+            Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
     texts = {Path(sample.source).name: _text(sample).partition(", ")[0] for sample in samples}
     console.print(f"\n[bold]{folder.name}: search[/bold]  in {len(samples)} held-out pictures")
     plots = []
@@ -125,10 +123,10 @@ def _found(model: AnyModel, folder: Path, samples: Sequence[Sample], console: Co
     return Section("Found by words", note, plots=plots)
 
 
-def _named(model: AnyModel, held_out: Dataset, samples: Sequence[Sample], console: Console) -> Section:
+def _named(model: AnyModel, folder: Path, held_out: Dataset, samples: Sequence[Sample], console: Console) -> Section:
     """Some held-out pictures named by words alone, each with the reason."""
     names = held_out.classes.names
-    console.print(f"\n[bold]zero_shot: predict and explain[/bold]  {len(names)} names, by their words alone")
+    console.print(f"\n[bold]{folder.name}: predict and explain[/bold]  {len(names)} names, by their words alone")
     cards = []
     for sample in samples[:: max(len(samples) // 3, 1)][:3]:
         prediction = predict(model, sample.image, classes=names)[0]

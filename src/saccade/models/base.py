@@ -53,7 +53,7 @@ class ModelConfig(Config):
         return self
 
     def train_settings(self, taken: Collection[str]) -> Mapping[str, Any]:
-        """Fields of a training that this model learns well with, where the user sets no others; most models: none.
+        """Fields of ``TrainConfig`` that this model has its own values for; what the user sets goes first. Most: none.
 
         Args:
             taken: names of the parameters that start from given weights.

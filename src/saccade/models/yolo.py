@@ -65,7 +65,7 @@ TRAINING: Mapping[str, Any] = {
     "clip_norm": 10.0,
     "augment": {"flip": 0.5, "colour": 0.3, "zoom": [0.7, 1.4]},
 }
-"""Settings that it was seen to learn well with, from hundreds of pictures."""
+"""What it is trained with where nothing else is set; not tuned beyond short runs on hundreds of pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class YoloConfig(DetectorConfig):
     """Which points become detections."""
 
     def train_settings(self, taken: Collection[str]) -> Mapping[str, Any]:
-        """What random weights learn well with."""
+        """The same, whatever weights it starts from."""
         return TRAINING
 
     def __post_init__(self) -> None:
