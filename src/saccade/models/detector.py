@@ -24,7 +24,6 @@ from saccade.ops.boxes import batched_nms, clip, is_large, map_to_original
 from saccade.ops.image import Preprocess
 from saccade.types import BoxTarget, Detections, ImageBatch, TaskName
 
-
 FIRST_LOOK = 10
 """Candidates that are looked at first, for each detection that may be kept."""
 FURTHER_LOOK = 4
