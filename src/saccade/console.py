@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from saccade.data.inspect import Inspection
     from saccade.engine.train import StepRecord
     from saccade.tasks import Evaluation
+
+MOST_FIGURES = 5
+"""Figures in the line of an epoch, the first of those that are known; all of them are kept in the run's folder."""
 
 
 def new_console() -> Console:
@@ -118,7 +122,8 @@ def show_training(records: Iterable[StepRecord], console: Console, *, quiet: boo
             for note in record.notes:
                 bar.console.print(f"note: {note}")
             if record.kind == "epoch":
-                shown = [f"{name} {value:.4f}" for name, value in record.metrics.items()]
+                known = [f"{name} {value:.4f}" for name, value in record.metrics.items() if not math.isnan(value)]
+                shown = known[:MOST_FIGURES]
                 mark = "  best so far" if record.is_best else ""
                 bar.console.print(f"epoch {record.epoch}: loss {record.total:.4f}  {'  '.join(shown)}  {pace}{mark}")
                 for layer, shares in enumerate(record.expert_load):
