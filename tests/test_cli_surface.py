@@ -42,6 +42,7 @@ SURFACE = {
         "--json",
         "--map",
         "--out",
+        "--score",
         "--templates",
         "--top",
         "IMAGES...",

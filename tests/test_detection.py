@@ -104,6 +104,16 @@ def test_predict_lists_and_draws_objects(command: Any, places: dict[str, Path], 
     assert scores == sorted(scores, reverse=True)
 
 
+def test_predict_tells_the_objects_from_the_score_that_is_asked(command: Any, places: dict[str, Path]) -> None:
+    """Where none has it, the line says how high the best one is, and how to see it."""
+    everything = command(*"predict {run} {picture} --score 0".format(**places).split())
+    assert everything.status == 0, everything
+    assert re.search(r"\d+ \w.* \(best ", everything.out)
+    assert "below" not in everything.out
+    nothing = command(*"predict {run} {picture} --score 1".format(**places).split())
+    assert re.search(r": \d+ below 100%, the best \d+\.\d%; --score shows them\n", nothing.out)
+
+
 def test_python_and_command_line_find_the_same(command: Any, places: dict[str, Path]) -> None:
     ended = command(*"predict {run} {picture} --json --exact".format(**places).split())
     record = json.loads(ended.out.splitlines()[0])
@@ -145,6 +155,13 @@ def test_a_sliding_window_says_what_it_will_cost(command: Any, places: dict[str,
 
 
 # --- what is refused
+
+
+def test_a_score_that_is_none(refused: Callable[[str], str]) -> None:
+    assert (
+        refused("predict {run} {picture} --score 30")
+        == "--score: 30.0 is not the score of an object; expected in [0, 1]"
+    )
 
 
 def test_evaluate_wants_a_model_or_predictions(refused: Callable[[str], str]) -> None:

@@ -34,8 +34,8 @@ from saccade.types import Detections, Segmentation
 MOST_PARTS = 200
 """Connected parts of a label map that are listed."""
 
-DRAWN_SCORE = 0.3
-"""Objects below this score are listed, but not drawn."""
+CLEAR_SCORE = 0.3
+"""Objects below this score are listed, but not told and not drawn, where nothing else is asked."""
 
 
 def picture_paths(paths: Iterable[Path]) -> list[Path]:
@@ -67,6 +67,7 @@ def predict_files(
     top: int,
     exact: bool,
     out: Path | None = None,
+    score: float = CLEAR_SCORE,
 ) -> Iterator[dict[str, Any]]:
     """One plain record per picture: its path and its classes, likeliest or largest first.
 
@@ -76,14 +77,17 @@ def predict_files(
         top: how many classes to tell.
         exact: the float32 model as written, no faster copy.
         out: folder for what is best looked at: of label maps ``NAME-labels.png``, whose values are the labels, and
-            ``NAME-overlay.png``; of objects ``NAME-objects.png``, which shows those with a score from 0.3.
+            ``NAME-overlay.png``; of objects ``NAME-objects.png``.
+        score: lowest score of an object that is drawn.
 
     Raises:
-        ConfigError: where ``top`` leaves nothing to tell.
+        ConfigError: where ``top`` leaves nothing to tell, or ``score`` is none.
         ImageError: naming the first picture that cannot be read.
     """
     if top < 1:
         raise ConfigError(f"{top} classes per picture leave nothing to tell", where="--top", expected="at least 1")
+    if not 0 <= score <= 1:
+        raise ConfigError(f"{score} is not the score of an object", where="--score", expected="in [0, 1]")
     files = picture_paths(paths)
     predictor = (
         model
@@ -96,32 +100,33 @@ def predict_files(
         if out is not None and isinstance(prediction, Segmentation):
             record |= _write_maps(prediction, path, out, stem)
         if out is not None and isinstance(prediction, Detections):
-            drawn = render.box_overlay(read_image(path), prediction.above(DRAWN_SCORE), prediction.classes)
+            drawn = render.box_overlay(read_image(path), prediction.above(score), prediction.classes)
             record |= {"drawn": _write_picture(drawn, out / f"{stem}-objects.png")}
         yield record
 
 
-def told(record: Mapping[str, Any]) -> str:
-    """A record of ``predict_files`` in one line."""
+def told(record: Mapping[str, Any], score: float = CLEAR_SCORE) -> str:
+    """A record of ``predict_files`` in one line; of objects those with this score."""
     if "top" in record:
         words = "   ".join(f"{entry['class']} {entry['score']:.1%}" for entry in record["top"])
     elif "objects" in record:
-        words = _told_objects(record["objects"])
+        words = _told_objects(record["objects"], score)
     else:
         words = "   ".join(f"{entry['class']} {entry['share']:.1%} of the pixels" for entry in record["classes"])
     return f"{record['image']}: {words}"
 
 
-def _told_objects(objects: Sequence[Mapping[str, Any]]) -> str:
+def _told_objects(objects: Sequence[Mapping[str, Any]], score: float) -> str:
     """How many objects of each class, and the likeliest of each; those of no great score in a number alone."""
-    clear = [entry for entry in objects if entry["score"] >= DRAWN_SCORE]
+    clear = [entry for entry in objects if entry["score"] >= score]
     best: dict[str, float] = {}
     counts = Counter(entry["class"] for entry in clear)
     for entry in clear:
         best.setdefault(entry["class"], entry["score"])
     words = [f"{count} {name} (best {best[name]:.1%})" for name, count in counts.most_common()]
     if len(clear) < len(objects):
-        words.append(f"{len(objects) - len(clear)} below {DRAWN_SCORE:.0%}")
+        hint = "" if clear else f", the best {max(entry['score'] for entry in objects):.1%}; --score shows them"
+        words.append(f"{len(objects) - len(clear)} below {score:.0%}{hint}")
     return "   ".join(words) or "nothing found"
 
 

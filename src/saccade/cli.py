@@ -349,6 +349,7 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Folder for predictions.json, label maps and drawn boxes.")] = None,
     top: Annotated[int, typer.Option(help="Classes to tell per picture.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on the screen.")] = False,
+    score: Annotated[float, typer.Option(help="Of a detector: lowest score of an object told and drawn.")] = 0.3,
     exact: Annotated[bool, typer.Option("--exact", help="The float32 model as written, no faster copy.")] = False,
     class_names: ClassNames = None,
     templates: Templates = None,
@@ -370,9 +371,9 @@ def predict(
     loaded = with_classes(model, _class_names(class_names), templates)
     _announce(loaded)
     ready = prompter_of(loaded, maps=maps, boxes=boxes) or loaded
-    for record in predict_files(ready, images, top=top, exact=exact, out=out):
+    for record in predict_files(ready, images, top=top, exact=exact, out=out, score=score):
         records.append(record)
-        typer.echo(json.dumps(record) if as_json else told(record))
+        typer.echo(json.dumps(record) if as_json else told(record, score))
     if out is not None:
         write_json(out / "predictions.json", records)
         typer.echo(f"written: {out / 'predictions.json'}", err=as_json)
