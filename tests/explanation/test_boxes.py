@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from saccade.errors import ExplainError, InputError, UnknownNameError
+from saccade.explanation.asking import ask
 from saccade.explanation.boxes import Found, Watched, fired_layers
 from saccade.explanation.boxquestions import BoxQuestions, parsed_box
 from saccade.explanation.boxscores import (
@@ -25,9 +26,10 @@ from saccade.explanation.boxscores import (
 from saccade.explanation.cam import LayerCAM
 from saccade.explanation.explain import ExplainOptions, Subject, explain, explain_batch
 from saccade.explanation.methods import method, suited
-from saccade.explanation.perturbation import DRISE
+from saccade.explanation.perturbation import DRISE, masked_scores
 from saccade.explanation.questions import check_question
 from saccade.explanation.scores import class_score, when_hidden
+from saccade.explanation.trials import answers_of
 from saccade.models.build import create
 from saccade.models.detector import Candidates, MaskEvidence
 from saccade.models.faster_rcnn import FasterRCNN
@@ -125,6 +127,33 @@ def inside(heat: Tensor, box: Tensor) -> float:
     left, top, right, bottom = box.round().long().tolist()
     positive = heat.clamp(min=0)
     return float(positive[top:bottom, left:right].sum() / positive.sum())
+
+
+# --- what a question needs
+
+
+@pytest.mark.parametrize(("asked", "is_mask"), [("box:0", False), ("box:0/top", False), ("mask:0", True)])
+def test_only_a_question_about_a_mask_computes_masks(subject: Subject, asked: str, is_mask: bool) -> None:
+    """Changed pictures are the dear part; what a question about a box scores in them is the same without masks."""
+    assert isinstance(subject.model, Watched)
+    image, _, _ = alike(subject, range(48, 96), 1)[0]
+    images = subject.model.preprocess([image])
+    with torch.no_grad():
+        outputs = subject.model(images)
+        scores = [ask(subject.model, outputs, images, [asked], None)[0][0].score]
+    masks = torch.ones(1, 3, *images.pixels.shape[-2:])
+    masks[:, 1, :, :24], masks[:, 2, 30:] = 0.0, 0.5
+    baseline = torch.zeros_like(images.pixels)
+    head: Any = subject.model.detector.heads[-1]  # type: ignore[index]
+    calls: list[int] = []
+    with head.register_forward_hook(lambda *_: calls.append(1)):
+        (values,) = masked_scores(subject.model, images, baseline, [masks], scores)
+        answers_of(subject.model, images, images.pixels[:, None], scores)
+    assert bool(calls) == is_mask
+    with torch.no_grad():
+        changed = images.with_pixels(torch.lerp(baseline, images.pixels, masks[0][:, None]))
+        torch.testing.assert_close(values[0, 0], when_hidden(scores[0])(subject.model(changed)))
+    assert subject.model.detector.heads[-1] is head  # type: ignore[index]
 
 
 # --- two objects of one class

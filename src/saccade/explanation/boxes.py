@@ -64,6 +64,10 @@ class Watched(nn.Module):
         candidates = self.detector.candidates(outputs, images)
         return Found(candidates, self.detector.mask_evidence(outputs, images), images.sizes, outputs)
 
+    def boxes_only(self) -> Watched:
+        """The same without what only masks need."""
+        return Watched(self.detector.boxes_only())
+
     def detections(self, found: Found, images: ImageBatch) -> list[Detections]:
         """The objects of each picture, as the detector predicts them, on the CPU."""
         return [one.to("cpu") for one in self.detector.postprocess(found.outputs, images)]
@@ -71,6 +75,16 @@ class Watched(nn.Module):
     def explain_spec(self) -> ExplainSpec:
         """That of the detector."""
         return self.detector.explain_spec().under("detector")
+
+
+def enough_for(model: nn.Module, scores: Sequence[ScoreFn]) -> nn.Module:
+    """The model, without what only masks need where all scores are known to read nothing but candidates.
+
+    A mask head is most of the work of a small Mask R-CNN, and a question about a box may ask it a thousand times.
+    """
+    if isinstance(model, Watched) and all(getattr(score, "reads_candidates_only", False) for score in scores):
+        return model.boxes_only()
+    return model
 
 
 def fired_layers(

@@ -67,6 +67,8 @@ class DetectionScore:
     asked: AskedBox
     against: int | None = None
 
+    reads_candidates_only = True
+
     def __repr__(self) -> str:
         return f"DetectionScore({self.asked!r}{_told(self.against)})"
 
@@ -103,6 +105,8 @@ class OverlapScore:
     asked: AskedBox
     against: int | None = None
 
+    reads_candidates_only = True
+
     def __repr__(self) -> str:
         return f"OverlapScore({self.asked!r}{_told(self.against)})"
 
@@ -130,6 +134,7 @@ class SideScore:
     asked: AskedBox
     side: Side
 
+    reads_candidates_only = True
     is_two_sided = True
     """What holds a side in its place pushes it either way, so the size of the evidence counts."""
 
@@ -167,6 +172,8 @@ class SideKept:
 
     asked: AskedBox
     side: Side
+
+    reads_candidates_only = True
 
     def __repr__(self) -> str:
         return f"SideKept({self.asked!r}, side={self.side!r})"

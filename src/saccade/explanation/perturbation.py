@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from saccade.errors import ConfigError, ExplainError
 from saccade.explanation.attribution import Attribution, ScoreFn
+from saccade.explanation.boxes import enough_for
 from saccade.explanation.record import undisturbed
 from saccade.explanation.rounded import TRIAL, agrees, can_round, rounding
 from saccade.explanation.scores import when_hidden
@@ -114,6 +115,7 @@ def masked_scores(
     """
     pixels = images.pixels.detach()
     scores = [when_hidden(score) for score in scores]
+    model = enough_for(model, scores)
     for chunk in masks:
         kept = chunk.to(pixels.device, pixels.dtype)[:, :, None]  # [B or 1, m, 1, H, W]
         blended = torch.lerp(baseline[:, None], pixels[:, None], kept).flatten(0, 1)

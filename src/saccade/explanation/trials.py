@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from saccade.errors import ExplainError
 from saccade.explanation.attribution import ScoreFn
+from saccade.explanation.boxes import enough_for
 from saccade.explanation.faithfulness import keep_masks, mirrored_ties, orders
 from saccade.explanation.scores import logits_of, when_hidden
 from saccade.types import ImageBatch
@@ -35,7 +36,7 @@ class Answers(NamedTuple):
 def answers_of(model: nn.Module, images: ImageBatch, probes: Tensor, scores: Sequence[ScoreFn]) -> Answers:
     """The answers to probes ``[B, probes, 3, H, W]`` of the pictures; the first probe is the whole picture."""
     with torch.no_grad():
-        outputs = model(images.with_pixels(probes.flatten(0, 1)))
+        outputs = enough_for(model, scores)(images.with_pixels(probes.flatten(0, 1)))
         try:
             values, is_logits = logits_of(outputs)[None], True
         except ExplainError:

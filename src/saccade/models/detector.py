@@ -12,7 +12,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -151,6 +151,10 @@ class Detector(VisionModel[OutputsT, BoxTarget, Detections]):
     def mask_evidence(self, outputs: OutputsT, images: ImageBatch) -> list[MaskEvidence] | None:
         """The raw masks of each picture, for explanation; None of models that do not cut objects out."""
         return None
+
+    def boxes_only(self) -> Self:
+        """The same model, all weights shared, without what only masks need: it has no ``mask_evidence``."""
+        return self
 
     def origin(self, outputs: OutputsT, image: int, source: int) -> Origin:
         """Where the candidate ``source`` of a picture of the batch comes from."""

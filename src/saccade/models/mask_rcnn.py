@@ -9,9 +9,10 @@ R regions of all pictures · K classes · D, M widths · S cells per side of wha
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -230,8 +231,16 @@ class MaskRCNN(FasterRCNN):
         super().__init__(config)
         self.heads.append(MaskHead(config.mask, config.pyramid_width, config.strides, config.num_classes))
 
-    def mask_evidence(self, outputs: TwoStageOutputs, images: ImageBatch) -> list[MaskEvidence]:
-        """The cells of every region."""
+    def boxes_only(self) -> Self:
+        """The same without the mask head, all weights shared."""
+        view = copy.copy(self)
+        view._modules = {**self._modules, "heads": nn.ModuleList([self.box])}
+        return view
+
+    def mask_evidence(self, outputs: TwoStageOutputs, images: ImageBatch) -> list[MaskEvidence] | None:
+        """The cells of every region; None of what has boxes only."""
+        if len(self.heads) == 1:
+            return None
         said: MaskOutputs = outputs.heads[-1]
         regions = said.regions
         return [
