@@ -10,7 +10,10 @@ them. Its AP is what it tells in ``results.csv``, ours is COCO's.
     python benchmarks/yolo_training.py DATA --minutes 30 --size 320 --threads 1 --together --clock processor \
         --peer-python ENVIRONMENT/bin/python --out FOLDER
 
-``--model`` may be given more than once, as may ``--peer-models``; ``--set`` changes how ours is trained.
+``--model`` takes several names, as does ``--peer-models``; ``--set`` changes how ours is trained. What several runs
+found, of one data or of many, is drawn in one picture and told in one table by
+
+    python benchmarks/yolo_training.py --join FOLDER FOLDER ... --out FOLDER
 """
 
 from __future__ import annotations
@@ -132,41 +135,70 @@ class Peer:
         return Training(curve, usage.ru_utime + usage.ru_stime)
 
 
-def draw(curves: dict[str, list[Point]], path: Path, title: str, what: str) -> None:
-    """AP and AP50 over the time, every program a line."""
+def draw(found: dict[str, dict[str, list[Point]]], path: Path, title: str, what: str) -> None:
+    """AP and AP50 over the time: of every data a row, of every program a line."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    for place, key in enumerate(("ap", "ap50")):
-        axes = figure.add_subplot(1, 2, place + 1)
-        for (name, curve), dash in zip(curves.items(), ("-", "--", "-.", ":", "-", "--"), strict=False):
-            axes.plot([point["seconds"] / 60 for point in curve], [point[key] for point in curve], dash, label=name)
-        axes.set(xlabel=what, ylabel={"ap": "AP50:95", "ap50": "AP50"}[key], ylim=(0, 1))
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend()
+    figure = Figure(figsize=(9, 0.5 + 3.3 * len(found)), layout="constrained")
+    for row, (name, curves) in enumerate(found.items()):
+        for column, key in enumerate(("ap", "ap50")):
+            axes = figure.add_subplot(len(found), 2, 2 * row + column + 1)
+            for (model, curve), dash in zip(curves.items(), ("-", "--", "-.", ":", "-", "--"), strict=False):
+                minutes = [point["seconds"] / 60 for point in curve]
+                axes.plot(minutes, [point[key] for point in curve], dash, label=model)
+            label = {"ap": "AP50:95", "ap50": "AP50"}[key]
+            axes.set(title=name, xlabel=what, ylabel=label, xlim=(0, None), ylim=(0, 1))
+            axes.grid(visible=True, alpha=0.3)
+            axes.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
 
 
-def at_equal_times(curves: dict[str, list[Point]], steps: int = 12) -> list[Row]:
+def at_equal_times(name: str, curves: dict[str, list[Point]], minutes: float, steps: int = 10) -> list[Row]:
     """AP50:95 of all at equal times, and the best of each."""
-    end = max(curve[-1]["seconds"] for curve in curves.values() if curve)
     rows: list[Row] = []
     for step in range(1, steps + 1):
-        moment = end * step / steps
-        row: Row = {"minutes": f"{moment / 60:.1f}"}
-        for name, curve in curves.items():
-            known = [point["ap"] for point in curve if point["seconds"] <= moment + 1]
-            row[name] = known[-1] if known else 0.0
+        moment = 60 * minutes * step / steps
+        row: Row = {"data": name, "minutes": f"{moment / 60:.1f}"}
+        for model, curve in curves.items():
+            known = [point["ap"] for point in curve if point["seconds"] <= moment]
+            row[model] = known[-1] if known else 0.0
         rows.append(row)
-    rows.append({"minutes": "best", **{name: max(point["ap"] for point in curve) for name, curve in curves.items()}})
-    return rows
+    best = {model: max(point["ap"] for point in curve) for model, curve in curves.items()}
+    return [*rows, {"data": name, "minutes": "best", **best}]
+
+
+def tell(runs: list[dict[str, Any]], out: Path, path: Path | None) -> None:
+    """Draw and print what runs found; those of one data stand together.
+
+    Args:
+        runs: as ``main`` writes them.
+        out: folder of ``curves.png``.
+        path: of the table as JSON.
+    """
+    found: dict[str, dict[str, list[Point]]] = {}
+    spent: dict[str, Row] = {}
+    minutes: dict[str, float] = {}
+    for run in runs:
+        name = run["data"]
+        found.setdefault(name, {}).update(run["curves"])
+        spent.setdefault(name, {"data": name, "minutes": "processor s"}).update(run["processor s"])
+        minutes[name] = max(minutes.get(name, 0.0), run["minutes"])
+    models = list(dict.fromkeys(model for curves in found.values() for model in curves))
+    rows: list[Row] = []
+    for name, curves in found.items():
+        for row in [*at_equal_times(name, curves, minutes[name]), spent[name]]:
+            rows.append({key: row.get(key, "") for key in ("data", "minutes", *models)})
+    what = {"wall": "minutes", "processor": "minutes of a processor"}[runs[0]["clock"]]
+    draw(found, out / "curves.png", f"{runs[0]['size']} pixels, from random weights", what)
+    report(rows, path)
 
 
 def main() -> None:
     """Train all, print and draw the curves."""
     options = parser(__doc__ or "")
-    options.add_argument("data", type=Path, help="data with boxes, of any format that saccade reads")
+    options.add_argument("data", type=Path, nargs="?", help="data with boxes, of any format that saccade reads")
+    options.add_argument("--join", type=Path, nargs="*", default=[], help="folders of earlier runs; nothing is trained")
     options.add_argument("--out", type=Path, required=True, help="folder of the runs, curves.json and curves.png")
     options.add_argument("--minutes", type=float, default=30.0, help="of each training")
     options.add_argument("--size", type=int, default=640, help="longer side of the pictures")
@@ -181,6 +213,12 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
+    if given.join:
+        runs = [json.loads((folder / "curves.json").read_text(encoding="utf-8")) for folder in given.join]
+        tell(runs, given.out, given.json)
+        return
+    if given.data is None:
+        options.error("DATA is missing")
     out = given.out.resolve()
     converted = out / "data"
     if not converted.exists():
@@ -197,7 +235,8 @@ def main() -> None:
         found[Path(name).stem] = (started[place] if started else start(name)).finish()
     curves = {name: training.curve for name, training in found.items()}
     used = {name: training.processor_seconds for name, training in found.items()}
-    told = {
+    run = {
+        "data": given.data.name,
         "machine": machine(),
         "clock": given.clock,
         "minutes": given.minutes,
@@ -205,10 +244,8 @@ def main() -> None:
         "curves": curves,
         "processor s": used,
     }
-    (out / "curves.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    what = {"wall": "minutes", "processor": "minutes of a processor"}[given.clock]
-    draw(curves, out / "curves.png", f"{given.data.name}, {given.size} pixels, from random weights", what)
-    report([*at_equal_times(curves), {"minutes": "processor s", **used}], given.json)
+    (out / "curves.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    tell([run], out, given.json)
 
 
 if __name__ == "__main__":
