@@ -3,7 +3,8 @@
 Radford et al. 2021, arXiv 2103.00020. Pairwise sigmoid loss and pooling by a learned query: Zhai et al. 2023 (SigLIP),
 arXiv 2303.15343.
 Differs from the paper: texts are not filled up to the context, which under a causal mask changes nothing but the time;
-pictures of a batch whose texts are the same count as right for each other.
+a text of the batch that is true of several of its pictures counts as right for each (Yang et al. 2022, arXiv
+2204.03610).
 
 B pictures · T texts · D width of the shared space · K classes · M templates
 """
@@ -262,17 +263,17 @@ class Clip(ImageTower[ClipOutputs, Caption, Embedding]):
                 where="loss",
                 expected="one per picture, given to forward as targets",
             )
-        same = _same_texts(targets)
-        same = None if same is None else same.to(image.device)
+        right = _true_texts(targets)
+        right = None if right is None else right.to(image.device)
         if self.config.loss == "softmax":
-            term = clip_loss(image, text, scale, same)
+            term = clip_loss(image, text, scale, right)
         else:
-            term = siglip_loss(image, text, scale, bias, same)
+            term = siglip_loss(image, text, scale, bias, right)
         with torch.no_grad():
             best = (image @ text.T).argmax(dim=1)
             places = torch.arange(len(image), device=image.device)
-            right = best == places if same is None else same[places, best]
-        return Losses({"contrastive": term}, {"matched": right.float().mean(), "scale": scale.detach()})
+            matched = best == places if right is None else right[places, best]
+        return Losses({"contrastive": term}, {"matched": matched.float().mean(), "scale": scale.detach()})
 
     def postprocess(self, outputs: ClipOutputs, images: ImageBatch) -> list[Embedding]:
         """One ``Embedding`` per picture, with those of its texts."""
@@ -286,14 +287,16 @@ class Clip(ImageTower[ClipOutputs, Caption, Embedding]):
         return super().no_decay() | own | {"log_scale"}
 
 
-def _same_texts(targets: Sequence[Caption]) -> Tensor | None:
-    """Which pictures have the same text, ``[B, B]`` bool; None where all differ."""
-    numbers: dict[str, int] = {}
-    ids = [numbers.setdefault(target.texts[0], len(numbers)) for target in targets]
-    if len(numbers) == len(ids):
-        return None
-    labels = torch.tensor(ids)
-    return labels[:, None] == labels
+def _true_texts(targets: Sequence[Caption]) -> Tensor | None:
+    """Which texts of a batch (columns) are true of which pictures (rows), ``[B, B]`` bool; None where each has one."""
+    places: dict[str, list[int]] = {}
+    for place, target in enumerate(targets):
+        places.setdefault(target.texts[0], []).append(place)
+    right = torch.eye(len(targets), dtype=torch.bool)
+    for row, target in enumerate(targets):
+        for text in (target.texts[0], *target.also):
+            right[row, places.get(text, [])] = True
+    return right if int(right.sum()) > len(targets) else None
 
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
