@@ -317,7 +317,9 @@ def test_what_all_features_have_in_common_does_not_matter_to_a_normalised_vector
 
 def test_a_trained_backbone_stays_and_its_words_are_learned() -> None:
     config = find_config("clip_words_test")
-    assert config.train_settings([]) == {}
+    assert config.train_settings([])["weight_decay"] == 0.3
+    assert "freeze" not in config.train_settings([])
+    assert find_config("clip_test").train_settings([]) == {}
     assert config.train_settings(["backbone.conv.weight"])["freeze"] == ["backbone"]
     assert config.train_settings(["backbone.conv.weight", "text.tokens.weight"]) == {}
     assert find_config("clip_test").train_settings(["backbone.conv.weight"]) == {}

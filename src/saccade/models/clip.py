@@ -107,7 +107,7 @@ class ClipConfig(TowerConfig):
         return replace(self, tokenizer=tokenizer, text=replace(self.text, token_weights=weights))
 
     def train_settings(self, taken: Collection[str]) -> Mapping[str, Any]:
-        """For a bag of words: beside a backbone trained elsewhere, which stays as it is, or with one that is new too."""
+        """For a bag of words: beside a backbone trained elsewhere, which stays as it is, or beside a new one."""
         if not self.text.is_bag:
             return {}
         if not taken:
