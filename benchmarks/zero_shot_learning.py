@@ -112,7 +112,7 @@ def scenes(epochs: int, count: int) -> Row:
     seconds, worked = time.perf_counter() - start, time.process_time() - worked
     unseen, seen = (_scored(run.model, source, split) for split in ("test", "val"))
     (low, high), (least, most) = unseen.category_interval, seen.category_interval
-    told = f"95 % intervals {low:.2f} to {high:.2f}, {least:.2f} to {most:.2f}; {unseen.num_images} pictures"
+    told = f"95 % intervals {low:.3f} to {high:.3f}, {least:.3f} to {most:.3f}; {unseen.num_images} pictures"
     return {
         "what": "scenes, combinations never shown, among all 48",
         "first": f"accuracy {unseen.metrics['category']:.3f}",
