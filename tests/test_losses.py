@@ -384,6 +384,17 @@ def test_equal_texts_share_in_the_clip_loss() -> None:
     assert float(clip_loss(vectors, vectors, torch.tensor(scale), torch.eye(3).bool())) == pytest.approx(float(plain))
 
 
+def test_a_text_that_is_true_of_two_pictures_counts_by_row_and_by_column() -> None:
+    """Text 0 is true of both pictures, text 1 of the second alone."""
+    image, text = torch.tensor([[1.0, 0], [0, 1]]), torch.eye(2)
+    right = torch.tensor([[1, 0], [1, 1]], dtype=torch.bool)
+    low, high = math.log(1 + math.exp(-3.0)), math.log(1 + math.exp(3.0))
+    by_picture = (low + (low + high) / 2) / 2  # the second picture wants both texts and picks one
+    by_text = ((low + high) / 2 + low) / 2  # the first text wants both pictures and picks one
+    found = clip_loss(image, text, torch.tensor(3.0), right)
+    assert float(found) == pytest.approx((by_picture + by_text) / 2)
+
+
 def test_siglip_loss_by_hand() -> None:
     vectors, scale, bias = torch.eye(2), torch.tensor(3.0), torch.tensor(-1.0)
     # Per picture one right pair with logit 2 and one wrong pair with logit -1.

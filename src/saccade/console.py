@@ -65,7 +65,7 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, worst: int = 5
     console.print("  ".join(others))
     console.print()
     console.print(table(*evaluation.table()))
-    for line in evaluation.conditions():
+    for line in (*evaluation.conditions(), *evaluation.settings.get("left_out", ())):
         console.print(line)
     if evaluation.missing_classes:
         console.print(f"\nno image of: {', '.join(evaluation.missing_classes)}")

@@ -161,7 +161,7 @@ def boundary_cross_entropy(logits: Tensor, labels: Tensor, *, width: int = 2) ->
     return (pixels * near).sum() / near.sum().clamp_min(1)
 
 
-def clip_loss(image: Tensor, text: Tensor, scale: Tensor, same: Tensor | None = None) -> Tensor:
+def clip_loss(image: Tensor, text: Tensor, scale: Tensor, right: Tensor | None = None) -> Tensor:
     """Contrastive loss ``[]``: each picture has to find its text among all of the batch, and each text its picture.
 
     The mean of both cross-entropies, in float32.
@@ -170,18 +170,18 @@ def clip_loss(image: Tensor, text: Tensor, scale: Tensor, same: Tensor | None = 
         image: ``[B, D]`` vectors of length 1.
         text: ``[B, D]`` vectors of length 1; row i belongs to picture i.
         scale: ``[]``, what cosines are multiplied with.
-        same: ``[B, B]`` bool and symmetric, which pictures have the same text; they share the probability equally. Each
-            has its own where it is None.
+        right: ``[B, B]`` bool, which texts (columns) are true of which pictures (rows); the right ones share the
+            probability equally. Each picture has its own text alone where it is None.
     """
     logits = scale.float() * image.float() @ text.float().T
-    if same is None:
+    if right is None:
         labels = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-    shares = same.float() / same.float().sum(dim=1, keepdim=True)
-    return (F.cross_entropy(logits, shares) + F.cross_entropy(logits.T, shares)) / 2
+    texts, pictures = (F.normalize(pairs.float(), p=1, dim=1) for pairs in (right, right.T))
+    return (F.cross_entropy(logits, texts) + F.cross_entropy(logits.T, pictures)) / 2
 
 
-def siglip_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, same: Tensor | None = None) -> Tensor:
+def siglip_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, right: Tensor | None = None) -> Tensor:
     """Pairwise sigmoid loss ``[]``: every pair of picture and text is a question of yes or no, in float32.
 
     The sum over all pairs, divided by the number of pictures.
@@ -191,11 +191,11 @@ def siglip_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, same: 
         text: ``[B, D]`` vectors of length 1; row i belongs to picture i.
         scale: ``[]``, what cosines are multiplied with.
         bias: ``[]``, added after that; below zero, for most pairs do not belong together.
-        same: ``[B, B]`` bool, which pictures have the same text: all of these pairs belong together. Each has its own
-            where it is None.
+        right: ``[B, B]`` bool, which texts (columns) are true of which pictures (rows): all of these pairs belong
+            together. Each picture has its own text alone where it is None.
     """
     logits = scale.float() * image.float() @ text.float().T + bias.float()
-    right = torch.eye(len(logits), dtype=torch.bool, device=logits.device) if same is None else same
+    right = torch.eye(len(logits), dtype=torch.bool, device=logits.device) if right is None else right
     signs = right.float() * 2 - 1
     return -F.logsigmoid(signs * logits).sum() / max(len(logits), 1)
 

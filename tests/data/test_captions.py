@@ -108,7 +108,7 @@ def test_what_does_not_agree_is_told_and_refused_when_strict(folder: Path) -> No
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("file,caption\nx.png,one\n", "no pictures with captions"),
+        ("file,caption\nx.png,one\n", r"no pictures with captions: there is 1 caption .* does not exist.*; expected"),
         ("file,caption,split\na.png,one,train\nb.png,two,\n", "the split is empty"),
         ("file,caption,split\na.png,one,tarin\n", "unknown split 'tarin'"),
         ("file,caption\n,one\n", "no picture is named"),

@@ -93,6 +93,23 @@ def test_random_crop_keeps_letterbox_content() -> None:
     assert Augment(flip=0.5)(images, letterbox, key(4)).shape == (4, 3, 8, 16)
 
 
+def test_grey_takes_the_colours_of_some_pictures_and_nothing_else() -> None:
+    images = pictures()
+    varied = Augment(grey=0.4)(images, PLAIN, key())
+    is_grey = (varied[:, 0] == varied[:, 1]).flatten(1).all(1) & (varied[:, 1] == varied[:, 2]).flatten(1).all(1)
+    assert 0.33 < float(is_grey.float().mean()) < 0.47
+    assert torch.equal(varied[~is_grey], images[~is_grey])
+    red, green, blue = images[is_grey].double().unbind(1)
+    torch.testing.assert_close(
+        varied[is_grey][:, 0].double(), 0.299 * red + 0.587 * green + 0.114 * blue, atol=0.501, rtol=0
+    )
+    again = Augment(grey=0.4, flip=1.0)(images, PLAIN, key())
+    assert torch.equal(again, varied.flip(3))  # switching flips on changes no draw
+    assert not Augment(grey=0.4).is_off
+    with pytest.raises(ConfigError, match=r"grey is 1\.5"):
+        Augment(grey=1.5)
+
+
 def test_erasing_fills_a_rectangle_with_the_mean_colour() -> None:
     images = torch.zeros(400, 3, 16, 16, dtype=torch.uint8)
     erased = Augment(erase=0.5)(images, PLAIN, key())

@@ -52,7 +52,8 @@ def make_captions(train: int = 24, val: int = 10) -> DataSource:
         for place in range(count):
             label = int(coloured.targets[place])
             texts = (f"a {NAMES[label]} picture number {place}",)
-            items.append(CaptionItem(coloured.images[place], texts, (f"{NAMES[label]} {place}",), label, f"{place}"))
+            parts = (f"{NAMES[label]} {place}", NAMES[label])  # the second is true of others as well
+            items.append(CaptionItem(coloured.images[place], texts, parts, label, f"{place}"))
         splits[split] = CaptionsInMemory(items, Classes(NAMES), Path(), "CC0")
     return DataSource(splits, Classes(NAMES), "captions", "captions")
 

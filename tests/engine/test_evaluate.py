@@ -2,14 +2,20 @@
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch.nn.functional import nll_loss
 
+from saccade.console import print_evaluation
+from saccade.data.captions import CaptionsInMemory
 from saccade.data.dataset import ArrayDataset, subset
 from saccade.engine.evaluate import EvaluateConfig, Evaluation, evaluate, join_classes
 from saccade.errors import DataError, ImageError
+from saccade.report.run import facts
 from saccade.types import Classes, ImageBatch
 
 
@@ -146,3 +152,19 @@ def test_a_model_of_nan_is_no_perfect_model(told, dataset):
         told.head.bias.fill_(math.nan)
     with pytest.raises(Exception, match="NaN"):
         evaluate(told, dataset(5))
+
+
+def test_texts_that_are_too_long_are_told_apart_from_unreadable_pictures(new_clip, captions, capsys) -> None:
+    part = captions.splits["val"]
+    items = [
+        replace(item, texts=("very " * 30,), alternatives=()) if n < 3 else item for n, item in enumerate(part.items)
+    ]
+    evaluation = evaluate(new_clip(), CaptionsInMemory(items, part.classes, part.root))
+    assert evaluation.num_images == len(items) - 3
+    assert evaluation.skipped == ()
+    print_evaluation(evaluation, Console(width=200))
+    told = capsys.readouterr().out
+    assert "1 text of the data is longer than the context of the model ('very very" in told
+    assert "left out, and 3 pictures with no other" in told
+    assert "unreadable" not in told
+    assert evaluation.settings["left_out"][0] in facts(Path("nowhere"), evaluation).details[0]["text"]

@@ -100,6 +100,27 @@ def test_equal_texts_are_all_right() -> None:
             assert abs(apart.item() - one.item()) > 0.01
 
 
+@pytest.mark.parametrize("name", ["clip_test", "siglip_test"])
+def test_what_is_also_true_of_a_picture_is_no_wrong_answer(name: str) -> None:
+    """Picture 1 brings "dot", which picture 0 has too: taken for wrong, picture 0 would be pushed away from it."""
+    model = make(name)
+    image, text = units(3).requires_grad_(), units(3).flip(0)
+    known = [
+        Caption(("red dot",), ("red dot", "red", "dot")),
+        Caption(("dot",), ("blue dot", "dot")),
+        Caption(("cat",)),
+    ]
+    strangers = [Caption(target.texts) for target in known]
+    pulls = []
+    for targets in (known, strangers):
+        loss = model.loss(outputs_of(image, text, bias=-1.0), targets).total
+        pulls.append(-torch.autograd.grad(loss, image)[0][0] @ text[1])
+    assert pulls[0] > pulls[1]
+    ahead = torch.stack([text[1], text[1], text[2]])  # picture 0 picks the text of picture 1
+    assert model.loss(outputs_of(ahead, text, bias=-1.0), known).logs["matched"] == 1
+    assert model.loss(outputs_of(ahead, text, bias=-1.0), strangers).logs["matched"] == pytest.approx(2 / 3)
+
+
 def test_perfect_pairs_with_equal_texts_have_no_gradient() -> None:
     model = make()
     image = torch.tensor([[1.0, 0], [1, 0], [0, 1]], requires_grad=True)
@@ -296,7 +317,9 @@ def test_what_all_features_have_in_common_does_not_matter_to_a_normalised_vector
 
 def test_a_trained_backbone_stays_and_its_words_are_learned() -> None:
     config = find_config("clip_words_test")
-    assert config.train_settings([]) == {}
+    assert config.train_settings([])["weight_decay"] == 0.3
+    assert "freeze" not in config.train_settings([])
+    assert find_config("clip_test").train_settings([]) == {}
     assert config.train_settings(["backbone.conv.weight"])["freeze"] == ["backbone"]
     assert config.train_settings(["backbone.conv.weight", "text.tokens.weight"]) == {}
     assert find_config("clip_test").train_settings(["backbone.conv.weight"]) == {}

@@ -85,7 +85,12 @@ def open_captions(source: Path, *, strict: bool = False) -> Opened:
     if strict and notes:
         raise DataError("; ".join(notes), where=str(source), remedy="mend it, or leave out --strict")
     if not found.rows:
-        raise DataError("there are no pictures with captions", where=str(source), expected="; ".join(notes) or None)
+        found_instead = ": " + "; ".join(notes) if notes else ""
+        raise DataError(
+            f"there are no pictures with captions{found_instead}",
+            where=str(source),
+            expected="rows of a picture that exists and its caption",
+        )
     classes, told = _categories(found)
     notes += told
     items = {picture: _item(picture, rows, classes) for picture, rows in found.rows.items()}

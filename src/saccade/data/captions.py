@@ -162,7 +162,7 @@ class CaptionsInMemory(LabelledCaptions):
 
 
 def chosen_captions(dataset: Captioned, indices: Sequence[int], key: Key) -> tuple[Caption, ...]:
-    """One text for each picture of a training batch, by a draw that no augmentation uses.
+    """One text for each picture of a training batch, by a draw that no augmentation uses, and what else is true of it.
 
     Args:
         dataset: whose texts.
@@ -170,7 +170,10 @@ def chosen_captions(dataset: Captioned, indices: Sequence[int], key: Key) -> tup
         key: what the draws depend on.
     """
     draws = key.uniform(NUM_DRAWS + 1)[:, NUM_DRAWS].tolist()
-    return tuple(Caption((dataset.chosen(index, draw),)) for index, draw in zip(indices, draws, strict=True))
+    return tuple(
+        Caption((dataset.chosen(index, draw),), dataset.choices(index))
+        for index, draw in zip(indices, draws, strict=True)
+    )
 
 
 def training_texts(dataset: Dataset) -> Iterator[str]:

@@ -6,7 +6,7 @@ way whatever the number of workers, the order of loading, or where a run was res
 Papers: random resized crop, Szegedy et al. 2014, arXiv 1409.4842; pad and crop, He et al. 2015, arXiv 1512.03385;
 random erasing, Zhong et al. 2017, arXiv 1708.04896 (here filled with the mean colour); RandAugment, Cubuk et al. 2019,
 arXiv 1909.13719; mixup, Zhang et al. 2017, arXiv 1710.09412; CutMix, Yun et al. 2019, arXiv 1905.04899; label
-smoothing, Szegedy et al. 2015, arXiv 1512.00567.
+smoothing, Szegedy et al. 2015, arXiv 1512.00567; pictures without colour, Chen et al. 2020 (SimCLR), arXiv 2002.05709.
 
 B pictures · h, w size · H, W canvas · K classes
 """
@@ -37,6 +37,9 @@ _Words = np.ndarray[Any, np.dtype[np.uint64]]
 NUM_DRAWS = 13
 """Uniform numbers per sample and epoch, each used for one purpose: switching one option on leaves the others alone."""
 
+GREY_DRAW = 31
+"""Place of the number that takes the colours away: behind those that mosaics and captions draw after ``NUM_DRAWS``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augment(Config):
@@ -56,6 +59,9 @@ class Augment(Config):
     """Smallest and largest magnification before a crop is cut; for label maps and objects only."""
     colour: float = 0.0
     """Strength of random brightness, contrast and saturation (a quarter of it for hue), in [0, 1]."""
+    grey: float = 0.0
+    """Probability of a picture without colours, so that what a thing is gets learned apart from its colour; hurts where
+    colour alone tells things apart."""
     rand_augment: int = 0
     """Number of RandAugment operations."""
     magnitude: int = 9
@@ -72,7 +78,7 @@ class Augment(Config):
             raise ConfigError(f"zoom is {self.zoom}", where="augment", expected="0 < smallest <= largest")
         if self.zoom is not None and self.scale is not None:
             raise ConfigError("zoom and scale are both set", where="augment", expected="one of them")
-        for name in ("shift", "flip", "flip_vertical", "colour", "erase"):
+        for name in ("shift", "flip", "flip_vertical", "colour", "grey", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", where="augment", expected="in [0, 1]")
         if self.rand_augment < 0 or not 0 <= self.magnitude <= 30:
@@ -94,8 +100,8 @@ class Augment(Config):
     @property
     def is_off(self) -> bool:
         """Whether nothing is varied."""
-        strengths = (self.shift, self.flip, self.flip_vertical, self.colour, self.rand_augment, self.erase)
-        return self.scale is None and self.zoom is None and not any(strengths)
+        strengths = (self.shift, self.flip, self.flip_vertical, self.colour, self.grey, self.erase)
+        return self.scale is None and self.zoom is None and not self.rand_augment and not any(strengths)
 
     def __call__(self, images: Tensor, preprocess: Preprocess, key: Key) -> Tensor:
         """Vary pictures of one size and bring them to the size they have on the canvas.
@@ -125,6 +131,8 @@ class Augment(Config):
         """What changes values and moves nothing: colours and erasing, on pictures ``[B, 3, H, W]`` uint8."""
         if self.colour or self.rand_augment:
             images = self._recolour(images, key)
+        if self.grey:
+            images = self._without_colours(images, key)
         if self.erase:
             images = self._erase(images, preprocess, key.uniform(NUM_DRAWS)[:, 7:12])
         return images
@@ -179,6 +187,13 @@ class Augment(Config):
                     picture = step(picture)
                 varied.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
         return torch.stack(varied)
+
+    def _without_colours(self, images: Tensor, key: Key) -> Tensor:
+        """Some of the pictures as their brightness (ITU-R 601), in all three channels."""
+        is_grey = torch.from_numpy(key.uniform(GREY_DRAW + 1)[:, GREY_DRAW] < self.grey)
+        weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+        brightness = (images * weights).sum(dim=1, keepdim=True).round().to(torch.uint8)
+        return torch.where(is_grey[:, None, None, None], brightness, images)
 
     def _erase(self, images: Tensor, preprocess: Preprocess, draws: np.ndarray[Any, Any]) -> Tensor:
         height, width = int(images.shape[-2]), int(images.shape[-1])

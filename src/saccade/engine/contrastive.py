@@ -118,10 +118,10 @@ class ContrastivePass:
         """The captions of all processes, in the order of the rows."""
         if self.fabric.world_size == 1:
             return targets
-        found: list[list[tuple[str, ...]]] = [[] for _ in range(self.fabric.world_size)]
-        own = [target.texts for target in targets if isinstance(target, Caption)]
+        found: list[list[Caption]] = [[] for _ in range(self.fabric.world_size)]
+        own = [target for target in targets if isinstance(target, Caption)]
         torch.distributed.all_gather_object(found, own)
-        return tuple(Caption(texts) for part in found for texts in part)
+        return tuple(target for part in found for target in part)
 
 
 def _part(batch: Batch, rows: slice) -> Batch:

@@ -43,7 +43,7 @@ def evaluate(model: VisionModel[Any, Any, Any], dataset: Dataset, config: Evalua
     config = config or EvaluateConfig()
     start = time.perf_counter()
     check_task(model, dataset.task)
-    whole, (dataset, too_long) = dataset, without_long_texts(model, dataset, "the data")
+    whole, (dataset, left_out) = dataset, without_long_texts(model, dataset, "the data")
     tally = new_tally(model, dataset, labels_for(model, dataset.classes), config)
     batches = held_out_batches(
         dataset, model, LoaderConfig(batch_size=config.batch_size, workers=config.workers, strict=config.strict)
@@ -60,7 +60,9 @@ def evaluate(model: VisionModel[Any, Any, Any], dataset: Dataset, config: Evalua
         "device": str(next(model.parameters()).device),
         "data": whole.fingerprint(),
     }
-    return tally.evaluation(Facts((*too_long, *batches.skipped), settings, time.perf_counter() - start))
+    if left_out:
+        settings["left_out"] = left_out
+    return tally.evaluation(Facts(tuple(batches.skipped), settings, time.perf_counter() - start))
 
 
 def evaluate_split(

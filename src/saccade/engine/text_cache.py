@@ -60,7 +60,7 @@ def classifier_of(
         )
     names = check_names(classes)
     chosen = as_templates(templates) or tuple(model.config.templates)
-    place = None if file is None else _place(file, names, chosen)
+    place = None if file is None else place_of(file, names, chosen)
     known = None if place is None else _read(place, len(names))
     if known is None:
         if unknown := model.unknown(names):
@@ -72,11 +72,12 @@ def classifier_of(
         with evaluating(model), torch.no_grad():
             known = model.class_embeddings(names, chosen)
         if place is not None:
-            _write(place, known)
+            write(place, known)
     return model.with_class_embeddings(names, known, chosen)
 
 
-def _place(file: Path, classes: Sequence[str], templates: Sequence[str]) -> Path | None:
+def place_of(file: Path, classes: Sequence[str], templates: Sequence[str]) -> Path | None:
+    """The file that keeps these names in these templates; None where the weights do not say which they are."""
     weights = stored_digest(file)
     if weights is None:
         return None
@@ -94,7 +95,7 @@ def _read(place: Path, count: int) -> Tensor | None:
     return None
 
 
-def _write(place: Path, embeddings: Tensor) -> None:
-    """Keep them; a folder that takes no files costs time the next time, nothing else."""
+def write(place: Path, embeddings: Tensor) -> None:
+    """Keep the vectors ``[K, D]``; a folder that takes no files costs time the next time, nothing else."""
     with suppress(RunError), whole_file(place) as temporary:
         save_file({"embeddings": embeddings.detach().float().cpu().contiguous()}, temporary)

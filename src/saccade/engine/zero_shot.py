@@ -69,7 +69,8 @@ def without_long_texts(model: VisionModel[Any, Any, Any], dataset: Dataset, spli
         return dataset, []
     kept = dataset.keeping(lambda text: text not in long)
     longest = max(long, key=len)
-    told = f"{counted(len(long), 'text')} of {split} longer than the context of the model ({longest[:40]!r} ...)"
+    are = "is" if len(long) == 1 else "are"
+    told = f"{counted(len(long), 'text')} of {split} {are} longer than the context of the model ({longest[:40]!r} ...)"
     if not len(kept):
         raise DataError(told, expected="captions that fit", remedy="choose a model with a longer context")
     gone = len(dataset) - len(kept)

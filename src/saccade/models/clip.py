@@ -3,7 +3,8 @@
 Radford et al. 2021, arXiv 2103.00020. Pairwise sigmoid loss and pooling by a learned query: Zhai et al. 2023 (SigLIP),
 arXiv 2303.15343.
 Differs from the paper: texts are not filled up to the context, which under a causal mask changes nothing but the time;
-pictures of a batch whose texts are the same count as right for each other.
+a text of the batch that is true of several of its pictures counts as right for each (Yang et al. 2022, arXiv
+2204.03610).
 
 B pictures · T texts · D width of the shared space · K classes · M templates
 """
@@ -44,6 +45,17 @@ FEW_CAPTIONS: Mapping[str, Any] = {
     "validate_every": 5,
 }
 """How a few hundred captions are learned on a trained backbone; ``docs/zero_shot.md`` has the figures on the emoji."""
+
+
+FROM_SCRATCH: Mapping[str, Any] = {
+    "learning_rate": 3e-3,
+    "weight_decay": 0.3,
+    "warmup": 0.1,
+    "ema_decay": 0.0,
+    "validate_every": 4,
+}
+"""How a bag of words and a small network learn from nothing. Decay is strong because a network that cannot see a shape
+yet learns first that some colours never have it, and only decay takes back what nothing speaks for any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +107,12 @@ class ClipConfig(TowerConfig):
         return replace(self, tokenizer=tokenizer, text=replace(self.text, token_weights=weights))
 
     def train_settings(self, taken: Collection[str]) -> Mapping[str, Any]:
-        """For a bag of words beside a backbone trained elsewhere: that stays as it is, and little is to be learned."""
-        has_new_words = taken and all(name.startswith("backbone.") for name in taken)
-        return FEW_CAPTIONS if self.text.is_bag and has_new_words else {}
+        """For a bag of words: beside a backbone trained elsewhere, which stays as it is, or beside a new one."""
+        if not self.text.is_bag:
+            return {}
+        if not taken:
+            return FROM_SCRATCH
+        return FEW_CAPTIONS if all(name.startswith("backbone.") for name in taken) else {}
 
     def build(self) -> Clip:
         """The model, with random weights."""
@@ -262,17 +277,17 @@ class Clip(ImageTower[ClipOutputs, Caption, Embedding]):
                 where="loss",
                 expected="one per picture, given to forward as targets",
             )
-        same = _same_texts(targets)
-        same = None if same is None else same.to(image.device)
+        right = _true_texts(targets)
+        right = None if right is None else right.to(image.device)
         if self.config.loss == "softmax":
-            term = clip_loss(image, text, scale, same)
+            term = clip_loss(image, text, scale, right)
         else:
-            term = siglip_loss(image, text, scale, bias, same)
+            term = siglip_loss(image, text, scale, bias, right)
         with torch.no_grad():
             best = (image @ text.T).argmax(dim=1)
             places = torch.arange(len(image), device=image.device)
-            right = best == places if same is None else same[places, best]
-        return Losses({"contrastive": term}, {"matched": right.float().mean(), "scale": scale.detach()})
+            matched = best == places if right is None else right[places, best]
+        return Losses({"contrastive": term}, {"matched": matched.float().mean(), "scale": scale.detach()})
 
     def postprocess(self, outputs: ClipOutputs, images: ImageBatch) -> list[Embedding]:
         """One ``Embedding`` per picture, with those of its texts."""
@@ -286,14 +301,22 @@ class Clip(ImageTower[ClipOutputs, Caption, Embedding]):
         return super().no_decay() | own | {"log_scale"}
 
 
-def _same_texts(targets: Sequence[Caption]) -> Tensor | None:
-    """Which pictures have the same text, ``[B, B]`` bool; None where all differ."""
-    numbers: dict[str, int] = {}
-    ids = [numbers.setdefault(target.texts[0], len(numbers)) for target in targets]
-    if len(numbers) == len(ids):
+def _true_texts(targets: Sequence[Caption]) -> Tensor | None:
+    """Which texts of a batch (columns) are true of which pictures (rows), ``[B, B]`` bool; None where each has one."""
+    places: dict[str, list[int]] = {}
+    for place, target in enumerate(targets):
+        places.setdefault(target.texts[0], []).append(place)
+    pairs = [
+        (row, column)
+        for row, target in enumerate(targets)
+        for text in {target.texts[0], *target.also}
+        for column in places.get(text, ())
+    ]
+    if len(pairs) == len(targets):
         return None
-    labels = torch.tensor(ids)
-    return labels[:, None] == labels
+    right = torch.zeros(len(targets), len(targets), dtype=torch.bool)
+    right[tuple(torch.tensor(pairs).T)] = True
+    return right
 
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -382,9 +405,19 @@ def _small() -> dict[str, ClipConfig]:
         "clip_small": ClipConfig(backbone=TimmConfig(name="resnet18", arguments=cnn), preprocess=icons, **common),
         "clip_small_vit": ClipConfig(backbone=vit, preprocess=icons, **common),
         "clip_words": ClipConfig(
-            backbone=TimmConfig(name="resnet18", arguments=cnn),
+            # A stem of three convolutions sees colour against ground, not only light against dark, before it shrinks.
+            backbone=TimmConfig(
+                name="resnet18",
+                arguments={**cnn, "channels": [32, 64, 128, 192], "stem_type": "deep", "stem_width": 16},
+            ),
             preprocess=icons,
-            **{**words, "embed_dim": 128, "text": replace(bag, width=128), "image_norm": False, "image_dropout": 0.2},
+            **{
+                **words,
+                "embed_dim": 128,
+                "text": replace(bag, width=128, word_dropout=0.0),
+                "image_norm": False,
+                "image_dropout": 0.1,
+            },
         ),
         "clip_mobilenet": ClipConfig(backbone=TimmConfig(name="mobilenetv2_100"), preprocess=photos, **words),
         # The same network as TensorFlow trained it: padding at the right and bottom, values in [-1, 1].

@@ -113,9 +113,12 @@ class Caption:
 
     Attributes:
         texts: at least one, none empty; in a training batch the one that the loader chose.
+        also: every text that is true of the picture as well; where another picture of a training batch brings one of
+            these, it is no wrong answer.
     """
 
     texts: tuple[str, ...]
+    also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.texts or not all(text.strip() for text in self.texts):
