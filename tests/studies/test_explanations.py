@@ -14,6 +14,7 @@ from saccade.data.source import DataSource
 from saccade.explanation.explain import Subject
 from saccade.explanation.methods import METHODS
 from saccade.explanation.scores import class_score
+from saccade.explanation.scramble import scrambled
 from saccade.models.build import create
 from saccade.ops.image import Preprocess
 from saccade.studies import explanations as study
@@ -50,7 +51,7 @@ def test_the_games_tell_a_map_that_knows_from_one_that_does_not() -> None:
 
 def test_the_copy_keeps_what_the_first_layers_learned() -> None:
     model = create("resnet_test", num_classes=3).eval()
-    copy = study.half_shuffled(model, 0)
+    copy = scrambled(model, "all", 0, is_late=True)
     same = {name: torch.equal(own, copy.state_dict()[name]) for name, own in model.state_dict().items()}
     names = [name for name in same if name.endswith("conv1.weight")]
     assert same[names[0]]

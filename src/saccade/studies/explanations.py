@@ -84,7 +84,7 @@ def measure(trial: Trial) -> Measured:
     trial.train(model)
     classifier: Any = model.classifier([f"a {name}" for name in model.classes]) if isinstance(model, Clip) else model
     subject = Subject(classifier.eval())
-    copy = Subject(half_shuffled(classifier, trial.seed))
+    copy = Subject(scrambled(classifier, "all", trial.seed, is_late=True))
     explainers = explainers_of(subject, trial.scale)
     details: dict[str, dict[str, list[float]]] = {name: {} for name in (*explainers, *CONTROLS)}
     rows: list[list[render.Panel]] = []
@@ -204,9 +204,12 @@ def explainers_of(subject: Subject, scale: Scale) -> dict[str, Explainer]:
     options = {} if scale == "full" else thrift
     reasons = suited(subject.spec, has_boxes=subject.has_boxes)
     has_relu = any(isinstance(module, nn.ReLU) for module in subject.model.modules())
-    usual = default_method(subject.spec, has_regions=subject.has_regions, has_boxes=subject.has_boxes).name
+    usual = default_method(subject.spec, has_regions=subject.has_regions, has_boxes=subject.has_boxes)
     chosen = [name for name in METHODS if reasons[name] is None or (name == NEGATIVE and has_relu)]
-    return {name: method(name, **options.get(name, {})) for name in dict.fromkeys((usual, *chosen))}
+    found = {name: method(name, **options.get(name, {})) for name in dict.fromkeys((usual.name, *chosen))}
+    if subject.spec.early_layer is not None:
+        found[usual.name] = usual
+    return found
 
 
 def figures_of(
@@ -250,7 +253,7 @@ def figures_of(
 def explained(subject: Subject, case: Case, of: Question, explainer: Explainer) -> Heatmap:
     """A map by a method with its options, at the layer that a user would get."""
     usual: Any = explainer
-    if hasattr(usual, "layer"):
+    if hasattr(usual, "layer") and usual.layer != subject.spec.early_layer:
         usual = replace(usual, layer=case.layer)
     return explain_batch(subject, [case.picture], [of], ExplainOptions(method=usual, verdict=False))[0][0]
 
@@ -288,19 +291,6 @@ def played(case: Case, model: nn.Module, maps: Mapping[str, Tensor]) -> dict[str
         }
         for name, (deleted, inserted) in areas.items()
     }
-
-
-def half_shuffled(model: nn.Module, seed: int) -> nn.Module:
-    """A copy whose later half of the tensors is shuffled; the first layers are what was learned."""
-    other = scrambled(model, "all", seed)
-    kept, own = model.state_dict(), other.state_dict()
-    names = list(dict.fromkeys(name for name, _ in model.named_parameters()))
-    first = {name.rpartition(".")[0] for name in names[: len(names) // 2]}
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if name.rpartition(".")[0] in first:
-                tensor.copy_(kept[name])
-    return other
 
 
 def _build(trial: Trial) -> AnyModel:
