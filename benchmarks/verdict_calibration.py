@@ -347,6 +347,9 @@ def _line(family: str, question: str, rows: Sequence[Row], lines: Lines) -> Row:
         "inverse called failed": share(
             [row for row in rows if row["kind"] == "trained" and row["method"] == "inverse"], has_failed
         ),
+        "guided_backprop called failed": share(
+            [row for row in rows if row["kind"] == "trained" and row["method"] == "guided_backprop"], has_failed
+        ),
     }
 
 
