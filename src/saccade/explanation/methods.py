@@ -82,7 +82,7 @@ def default_method(spec: ExplainSpec, *, has_regions: bool = False, has_boxes: b
 
     Where the model names an ``early_layer`` LayerCAM reads that: signs of 8 pixels, planted at the objects of 64 pixels
     that a U-Net labels, were found in 16 of 16 maps of its first stage and 7 of 16 of its bottleneck; of a YOLO's boxes
-    in 14 of 16 of its stem and 8 of 16 of the pyramid (``docs/verdict.md`` tells what counts as found).
+    in 14 of 16 of its stem and 9 of 16 of the pyramid (``docs/verdict.md`` tells what counts as found).
     """
     if has_boxes or (has_regions and not spec.attention):
         return cam.LayerCAM(spec.early_layer or spec.usual_layer)

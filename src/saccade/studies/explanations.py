@@ -62,18 +62,9 @@ CELLS = 7
 STEPS: Mapping[Scale, int] = {"smoke": 2, "quick": 4, "full": 6}
 """Steps from the whole picture to none."""
 
-THRIFT: Mapping[Scale, Mapping[str, Mapping[str, Any]]] = {
-    scale: {
-        "smoothgrad": {"samples": samples},
-        "integrated_gradients": {"steps": samples},
-        "scorecam": {"max_channels": channels},
-        "rise": {"num_masks": masks},
-        "drise": {"num_masks": masks},
-    }
-    for scale, samples, channels, masks in (("smoke", 4, 4, 16), ("quick", 6, 8, 32), ("full", 16, 32, 150))
-}
-"""Options of the methods that see the picture often: fewer passes than they have by default, so that a picture costs a
-second or two."""
+PASSES: Mapping[Scale, tuple[int, int, int]] = {"smoke": (4, 4, 16), "quick": (6, 8, 32), "full": (16, 32, 150)}
+"""How often the costly methods see the picture, less often than by default, so that it costs seconds: samples and steps
+of the averaged gradients, channels of Score-CAM, random masks."""
 
 CONTROLS = ("random order", "middle", "edges")
 """Maps that know nothing of the model: noise, a blob in the middle, the edges of the picture."""
@@ -202,11 +193,19 @@ def _truth(trial: Trial, index: int) -> Tensor | None:
 def explainers_of(subject: Subject, scale: Scale) -> dict[str, Explainer]:
     """Every method that suits a model, the usual one first, and the negative control where it has a ReLU.
 
-    The costly ones see the picture less often than by default, see ``THRIFT``; occlusion hides one cell at a time.
+    The costly ones see the picture less often than by default, see ``PASSES``; occlusion hides one cell at a time.
     """
     ready: Any = subject.model
     window = max(min(ready.preprocess.size) // CELLS, 1)
-    options = {**THRIFT[scale], "occlusion": {"patch": window, "stride": window}}
+    samples, channels, masks = PASSES[scale]
+    options: dict[str, dict[str, Any]] = {
+        "smoothgrad": {"samples": samples},
+        "integrated_gradients": {"steps": samples},
+        "scorecam": {"max_channels": channels},
+        "occlusion": {"patch": window, "stride": window},
+        "rise": {"num_masks": masks},
+        "drise": {"num_masks": masks},
+    }
     reasons = suited(subject.spec, has_boxes=subject.has_boxes)
     has_relu = any(isinstance(module, nn.ReLU) for module in subject.model.modules())
     usual = default_method(subject.spec, has_regions=subject.has_regions, has_boxes=subject.has_boxes)
