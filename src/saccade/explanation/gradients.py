@@ -182,8 +182,9 @@ class IntegratedGradients:
 class GuidedBackprop:
     """Negative control: a gradient that also drops negative evidence at every ReLU on its way back.
 
-    It sharpens edges and hardly depends on the weights or the class (Adebayo et al. 2018, arXiv 1810.03292). A verdict
-    on one picture does not always find that out (``docs/verdict.md``). Not for use as an explanation.
+    It sharpens edges and hardly depends on the later weights or the class (Adebayo et al. 2018, arXiv 1810.03292). The
+    verdict finds that out by shuffling the later half of the weights (``docs/verdict.md`` says how often). Not for use
+    as an explanation.
     """
 
     name: ClassVar[str] = "guided_backprop"

@@ -39,7 +39,7 @@ class Lines(Config):
     max_late: float = 0.5
     """Rank similarity with the maps of copies of which only the later half is shuffled; more is "failed" where the
     plain gradient changes more than the map."""
-    late_margin: float = 0.1
+    late_margin: float = 0.05
     """How much more alike than the plain gradient a map has to stay for that."""
     weak_over_chance: float = 2.0
     """An advantage that is less than this many times what random orders get is "weak"."""
