@@ -38,7 +38,7 @@ from saccade.explanation.rules import Lines, rule
 from saccade.explanation.scramble import scrambled
 from saccade.explanation.verdict import VerdictConfig
 from saccade.ops.boxes import box_iou
-from saccade.studies.intervals import hit_interval
+from saccade.studies.intervals import hit_interval, picture_interval
 from saccade.types import ImageBatch
 
 NEAR = 5
@@ -347,7 +347,49 @@ def _line(family: str, question: str, rows: Sequence[Row], lines: Lines) -> Row:
         "inverse called failed": share(
             [row for row in rows if row["kind"] == "trained" and row["method"] == "inverse"], has_failed
         ),
+        "guided_backprop called failed": share(
+            [row for row in rows if row["kind"] == "trained" and row["method"] == "guided_backprop"], has_failed
+        ),
     }
+
+
+def by_method(rows: Sequence[Row], lines: Lines) -> list[Row]:
+    """One line per network, question and method, of all trained networks: what the choice of a usual method rests on.
+
+    Intervals are of the bootstrap over maps, 95 %.
+    """
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    signs: dict[tuple[str, str, str], list[bool]] = {}
+    for row in rows:
+        key = (row["family"], row["question"], row["method"])
+        if row["kind"] == "trained" and row["method"] not in CONTROLS:
+            groups.setdefault(key, []).append(row)
+        elif row["kind"] == "marked":
+            is_found = row["inside"] >= ON_SIGN * row["area"] and judged(row, lines) != "failed"
+            signs.setdefault(key, []).append(is_found)
+    found = []
+    for key, members in groups.items():
+        statuses = [judged(row, lines) for row in members]
+        hits = signs.get(key, [])
+        found.append(
+            {
+                **dict(zip(("network", "question", "method"), key, strict=True)),
+                "evidence on what decides": _mean([row["inside"] for row in members], "%"),
+                "its share of the area": f"{sum(row['area'] for row in members) / len(members):.0%}",
+                "advantage": _mean([row["figures"]["advantage"] for row in members], ""),
+                "supported, weak, failed": " ".join(
+                    str(statuses.count(status)) for status in ("supported", "weak", "failed")
+                ),
+                "signs found": f"{sum(hits)} of {len(hits)}" if hits else "-",
+            }
+        )
+    return found
+
+
+def _mean(values: Sequence[float], unit: str) -> str:
+    found = picture_interval(values)
+    ends = [f"{value:.0%}" if unit else f"{value:.2f}" for value in (found.mean, found.low, found.high)]
+    return "{} ({} to {})".format(*ends)
 
 
 def written(path: Path, data: Any) -> None:
@@ -383,6 +425,7 @@ def main() -> None:
         part = [row for row in rows if row["seed"] % 2 == parity]
         found += [{"networks": half, **row} for row in counts(part, lines)] if part else []
     print(table(found))
+    print(f"\n{table(by_method(rows, lines))}")
     saved = {
         "machine": machine(),
         "rows": found,

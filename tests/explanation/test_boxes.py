@@ -402,6 +402,26 @@ def test_the_level_that_fired_is_the_one_that_was_read() -> None:
     assert [heat.layer for heat in heats] == levels
 
 
+def test_the_usual_map_of_a_yolo_is_read_where_all_ways_begin() -> None:
+    """Its pyramid carries the evidence for one object through several maps; a side is asked about at its own level."""
+    torch.manual_seed(0)
+    model = create("yolo_test", overrides={"selection.min_score": 0.0}).eval()
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    spec = model.explain_spec()
+
+    def layer(of: str, method: str = "auto", layer: str = "auto") -> tuple[str, str | None]:
+        heat = explain_batch(model, [image], [of], ExplainOptions(method=method, layer=layer, verdict=False))[0][0]
+        return heat.name, heat.layer
+
+    assert spec.early_layer == "stem"
+    assert layer("box:0") == ("layercam", "stem")
+    assert layer("box:0", layer="p4") == ("layercam", "p4")
+    for name, read in (layer("box:0", "layercam"), layer("box:0/left")):
+        assert read in spec.levels, name
+    with pytest.raises(InputError, match="early_layer 'stm' is no layer"):
+        replace(spec, early_layer="stm")
+
+
 def test_drise_is_about_objects_only() -> None:
     spec = create("resnet_test").explain_spec()
     assert suited(spec)["drise"] is not None

@@ -335,6 +335,7 @@ def test_maps_of_a_trained_segmenter_stand(method: str, subject: Subject, blocks
         assert figures["advantage"] > 0.3
         assert figures["advantage_region"] > 0.3, "the model decides by colour, so the region is all it needs"
         assert figures["response_ratio"] > 3
+        assert "similarity_late" not in figures, "within a region all maps follow what the first layers see"
         assert ("similarity" in figures) == (method != "occlusion"), "too costly to run again"
         assert heat.region is not None
         inside, outside = heat.map.abs()[heat.region].mean(), heat.map.abs()[~heat.region].mean()
@@ -385,10 +386,12 @@ def test_a_map_that_points_elsewhere_fails(subject: Subject, blocks: list[Tensor
     assert wrong.verdict.figures["advantage"] < right.verdict.figures["advantage"] - 0.5
 
 
-def test_the_usual_method_of_regions_is_layercam_at_the_usual_layer(subject: Subject, blocks: list[Tensor]) -> None:
+def test_the_usual_method_of_regions_is_layercam_at_the_early_layer(subject: Subject, blocks: list[Tensor]) -> None:
     heat = explain_batch(subject, blocks[:1], ["red"], ExplainOptions(verdict=False))[0][0]
-    assert (heat.name, heat.layer) == ("layercam", "bottleneck")
-    named = explain_batch(subject, blocks[:1], ["red"], ExplainOptions(method=LayerCAM("bottleneck"), verdict=False))
+    assert (heat.name, heat.layer) == ("layercam", "stage0")
+    by_name = explain_batch(subject, blocks[:1], ["red"], ExplainOptions(method="layercam", verdict=False))[0][0]
+    assert by_name.layer == "bottleneck"
+    named = explain_batch(subject, blocks[:1], ["red"], ExplainOptions(method=LayerCAM("stage0"), verdict=False))
     torch.testing.assert_close(heat.map, named[0][0].map)
     at_end = explain_batch(subject, blocks[:1], ["red"], ExplainOptions(layer="final", verdict=False))[0][0]
     assert at_end.layer == "final"

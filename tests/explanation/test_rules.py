@@ -63,6 +63,16 @@ def test_good_figures_are_supported() -> None:
         ({"similarity_abs": LINES.max_similarity + 0.01}, "failed", "stays the same when the weights are shuffled"),
         ({"similarity": LINES.weak_similarity + 0.01}, "weak", "much like that of shuffled weights"),
         ({"similarity": None, "similarity_abs": None}, "supported", "points at"),
+        ({"similarity_late": 0.9, "similarity_late_gradient": 0.84}, "failed", "later half of the weights"),
+        # The gradient stays as alike: what the score depends on has not changed much.
+        ({"similarity_late": 0.9, "similarity_late_gradient": 0.86}, "supported", "points at"),
+        (
+            {"similarity_late": LINES.max_late + 0.01, "similarity_late_gradient": 0.1},
+            "failed",
+            "of the plain gradient",
+        ),
+        ({"similarity_late": LINES.max_late - 0.01, "similarity_late_gradient": 0.1}, "supported", "points at"),
+        ({"similarity_late": None, "similarity_late_gradient": None}, "supported", "points at"),
         ({"error": LINES.weak_error + 0.01}, "weak", "own error is 51% of the map"),
         ({"error": LINES.weak_error}, "supported", "points at"),
         ({"advantage_centre": 0.6 + LINES.centre_margin + 0.01}, "weak", "a blob at the centre"),

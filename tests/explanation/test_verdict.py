@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError, InputError
-from saccade.explanation.attribution import Attribution
+from saccade.explanation.attribution import Attribution, Explainer
+from saccade.explanation.cam import GradCAM, HiResCAM
+from saccade.explanation.gradients import Gradient, GuidedBackprop, IntegratedGradients
 from saccade.explanation.perturbation import RISE, Occlusion
+from saccade.explanation.scores import ClassScore, class_score
 from saccade.explanation.scramble import scrambled
 from saccade.explanation.trials import areas, cells_of, pooled
 from saccade.explanation.verdict import Judge, Verdict, VerdictConfig, judge
@@ -216,6 +220,112 @@ def test_a_map_that_does_not_depend_on_the_weights_has_failed() -> None:
     assert any("weights are shuffled" in reason for reason in verdict.reasons)
 
 
+class Lines(nn.Module):
+    """Four convolutions that tell which way the stripes of a patch run, wherever it lies; trained on the spot."""
+
+    spec = ExplainSpec({"early": GridLayer("body.5"), "final": GridLayer("body")})
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = itertools.pairwise((3, 12, 16, 24, 24))
+        layers = [
+            [nn.Conv2d(a, b, 3, 1 + index % 2, 1), nn.BatchNorm2d(b), nn.ReLU()] for index, (a, b) in enumerate(widths)
+        ]
+        self.body = nn.Sequential(*itertools.chain(*layers))
+        self.head = nn.Linear(24, 2)
+
+    def forward(self, images: ImageBatch) -> Tensor:
+        logits: Tensor = self.head(self.body(images.pixels).mean((2, 3)))
+        return logits
+
+
+def striped(count: int, generator: torch.Generator) -> tuple[ImageBatch, Tensor]:
+    """Pictures with a patch of stripes on coloured noise, and whether these run across (0) or down (1)."""
+    pixels = torch.randn(count, 3, 1, 1, generator=generator) * 0.5
+    pixels = pixels + torch.randn(count, 3, SIDE, SIDE, generator=generator) * 0.3
+    labels = torch.randint(2, (count,), generator=generator)
+    stripes = (torch.arange(12) % 4 < 2).float().mul(3).sub(1.5)
+    for picture, label in zip(pixels, labels.tolist(), strict=True):
+        top, left = torch.randint(SIDE - 12, (2,), generator=generator).tolist()
+        picture[:, top : top + 12, left : left + 12] = stripes[None, :] if label else stripes[:, None]
+    return ImageBatch.of(pixels), labels
+
+
+@pytest.fixture(scope="module")
+def trained() -> Lines:
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Lines()
+    optimiser = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(60):
+        images, labels = striped(16, generator)
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert float(loss.detach()) < 0.2
+    return model.eval()
+
+
+def late_verdicts(model: Lines, explainer: Explainer, **settings: int) -> list[Verdict]:
+    """Of ten new pictures, each asked about its class."""
+    images, labels = striped(10, torch.Generator().manual_seed(1))
+    judge_of_it, found = Judge(model, model.spec, VerdictConfig(**settings)), []
+    for index, label in enumerate(labels.tolist()):
+        score, image = class_score(label), images[index]
+        found += judge_of_it(image, [score], explainer, explainer(model, image, [score], model.spec))[0]
+    return found
+
+
+def is_late(verdict: Verdict) -> bool:
+    return any("later half of the weights" in reason for reason in verdict.reasons)
+
+
+def test_guided_backpropagation_is_found_out_by_shuffling_the_later_half(trained: Lines) -> None:
+    """The negative control of the literature: it draws the edges that the first layers see."""
+    verdicts = late_verdicts(trained, GuidedBackprop())
+    assert sum(map(is_late, verdicts)) > 5
+    assert all(verdict.status == "failed" for verdict in verdicts if is_late(verdict))
+    for explainer in (Gradient(), IntegratedGradients(), GradCAM("early"), HiResCAM("early")):
+        verdicts = late_verdicts(trained, explainer)
+        assert sum(map(is_late, verdicts)) <= 1, explainer
+        assert all(verdict.cost_forwards <= 60 for verdict in verdicts)
+    unasked = late_verdicts(trained, GuidedBackprop(), late=0)[0]
+    assert "similarity_late" not in unasked.figures
+    assert not is_late(unasked)
+
+
+def test_a_method_that_reads_the_first_layer_alone_is_found_out_whatever_its_name(trained: Lines) -> None:
+    class Edges(Given):
+        is_costly = False
+
+        def __call__(self, model: nn.Module, images: ImageBatch, scores: object, spec: ExplainSpec) -> Attribution:
+            with torch.no_grad():
+                first: Tensor = model.body[0](images.pixels)  # type: ignore[index]
+            return Attribution(first.abs().sum(dim=1)[None])
+
+    verdicts = late_verdicts(trained, Edges(torch.zeros(0)))
+    assert all(is_late(verdict) and verdict.status == "failed" for verdict in verdicts)
+    assert verdicts[0].figures["similarity_late"] == pytest.approx(1)
+
+
+def test_coarse_maps_and_regions_are_not_compared_so_finely(trained: Lines) -> None:
+    assert all("similarity_late" not in verdict.figures for verdict in late_verdicts(trained, HiResCAM()))
+    image, _ = striped(1, torch.Generator().manual_seed(1))
+    inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    inside[8:20, 8:20] = True
+
+    class Within(ClassScore):
+        mask = inside
+
+    score = Within(0)
+    attribution = Gradient()(trained, image, [score], trained.spec)
+    figures = judge(trained, image, [score], Gradient(), attribution, trained.spec)[0][0].figures
+    assert "similarity_late" not in figures
+    assert "similarity" in figures
+
+
 def test_a_large_error_of_the_method_is_weak() -> None:
     given = Given(evidence()[None, None], error=torch.full((1, 1), 0.8))
     verdict = judge(Detector(), bright(), [first], given, given(None, bright(), [], SPEC), SPEC)[0][0]  # type: ignore[arg-type]
@@ -279,6 +389,14 @@ def test_shuffled_copies_keep_every_weight_and_lose_its_place() -> None:
     assert not torch.equal(scrambled(model, "all", 1).head.weight, whole.head.weight)
 
 
+def test_late_copies_keep_the_first_half(trained: Lines) -> None:
+    late = scrambled(trained, "all", 0, is_late=True).state_dict()
+    is_same = {name: torch.equal(tensor, late[name]) for name, tensor in trained.state_dict().items() if tensor.ndim}
+    first = ("body.0.", "body.1.", "body.3.", "body.4.", "body.6.")
+    assert all(same for name, same in is_same.items() if name.startswith(first))
+    assert not any(is_same[name] for name in ("body.9.weight", "body.10.running_var", "head.weight"))
+
+
 def test_shared_weights_stay_shared() -> None:
     model = SmallNet(0)
     model.tied = nn.Linear(32, 10)
@@ -302,6 +420,8 @@ def test_padding_is_no_cell() -> None:
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="even number"):
         VerdictConfig(copies=3)
+    with pytest.raises(ConfigError, match="late 1"):
+        VerdictConfig(late=1)
     with pytest.raises(ConfigError, match="at least 2"):
         VerdictConfig(steps=1)
     assert "response_ratio" not in verdict_of(evidence(), copies=0).figures

@@ -63,6 +63,23 @@ def test_the_deepest_map_is_where_to_look_first() -> None:
     assert "layer2" in spec.layers
 
 
+@pytest.mark.parametrize("name", ["unet_plain_test", "unet_resnet_test"])
+def test_every_way_leads_through_the_early_layer(name: str) -> None:
+    torch.manual_seed(0)
+    model = create(name).eval()
+    spec = model.explain_spec()
+    assert spec.early_layer is not None
+    with torch.no_grad():
+        first, second = model(images(2, 64, 96)).logits
+        assert float((first - second).abs().max()) > 1e-3
+        module = model.get_submodule(spec.layers[spec.early_layer].path)
+        module.register_forward_hook(lambda _module, _given, maps: torch.zeros_like(maps))
+        first, second = model(images(2, 64, 96)).logits
+    torch.testing.assert_close(first, second)
+    without = create(name, overrides={"has_skips": False}).explain_spec()
+    assert without.early_layer is None
+
+
 @pytest.mark.parametrize(
     ("name", "override", "complaint"),
     [

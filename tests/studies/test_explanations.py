@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from saccade.data.dataset import ArrayDataset
 from saccade.data.source import DataSource
+from saccade.explanation.cam import LayerCAM
 from saccade.explanation.explain import Subject
 from saccade.explanation.methods import METHODS
 from saccade.explanation.scores import class_score
+from saccade.explanation.scramble import scrambled
 from saccade.models.build import create
 from saccade.ops.image import Preprocess
 from saccade.studies import explanations as study
@@ -38,7 +40,7 @@ def test_the_games_tell_a_map_that_knows_from_one_that_does_not() -> None:
     truth[:14, :14] = 1
     images = model.preprocess([picture])
     case = study.Case(picture, 0, class_score(0), images, "final", truth > 0, is_within=False)
-    found = study.played(case, model, {"right": truth, "wrong": 1 - truth, "flat": torch.ones(28, 28)})
+    found = study.played(case, model, {"right": truth, "wrong": 1 - truth, "flat": torch.ones(28, 28)}, 6)
     assert found["right"]["advantage"] > 0.5
     assert found["wrong"]["advantage"] < -0.3
     assert found["flat"]["advantage"] == pytest.approx(0, abs=0.01)
@@ -50,7 +52,7 @@ def test_the_games_tell_a_map_that_knows_from_one_that_does_not() -> None:
 
 def test_the_copy_keeps_what_the_first_layers_learned() -> None:
     model = create("resnet_test", num_classes=3).eval()
-    copy = study.half_shuffled(model, 0)
+    copy = scrambled(model, "all", 0, is_late=True)
     same = {name: torch.equal(own, copy.state_dict()[name]) for name, own in model.state_dict().items()}
     names = [name for name in same if name.endswith("conv1.weight")]
     assert same[names[0]]
@@ -63,7 +65,9 @@ def test_the_usual_method_is_measured_first_and_the_control_only_where_it_is_def
     assert next(iter(study.explainers_of(transformer, "quick"))) == "relevance"
     assert study.NEGATIVE in study.explainers_of(network, "quick")
     assert study.NEGATIVE not in study.explainers_of(transformer, "quick")
-    assert study.explainers_of(network, "full")["rise"] == METHODS["rise"]()
+    assert study.explainers_of(network, "full")["rise"] == METHODS["rise"](num_masks=150)  # type: ignore[call-arg]
+    usual = study.explainers_of(Subject(create("unet_plain_test").eval()), "quick")["layercam"]
+    assert usual == LayerCAM("stage0"), "as it is where nobody asks for a method"
 
 
 def results(figures: dict[str, dict[str, float]]) -> Results:

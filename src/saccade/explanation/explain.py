@@ -21,7 +21,7 @@ from saccade.explanation.adapt import AdaptedModel, adapt, fingerprint, model_de
 from saccade.explanation.asking import ask, on_canvas
 from saccade.explanation.attribution import Attribution, Explainer, ScoreFn
 from saccade.explanation.boxes import Watched, fired_layers
-from saccade.explanation.cam import HiResCAM
+from saccade.explanation.cam import HiResCAM, LayerCAM
 from saccade.explanation.fired import fired_parts
 from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import default_method
@@ -212,6 +212,8 @@ def _explainer(ready: Subject, options: ExplainOptions) -> Explainer:
         explainer = asked
     if layer == "auto":
         # An explainer made by the caller names its own layer.
+        if asked == "auto" and isinstance(explainer, LayerCAM):
+            return explainer
         named = isinstance(asked, str) and hasattr(explainer, "layer")
         return replace(explainer, layer=ready.spec.usual_layer) if named else explainer  # type: ignore[type-var]
     if not hasattr(explainer, "layer"):
@@ -257,7 +259,8 @@ def _of_objects(
     scores = [question.score for question in asked[0]]
     levels = fired_layers(subject.model, images, scores, dict(subject.spec.layers))
     usual = [
-        _at_level(subject.explainer, level, question, options) for level, question in zip(levels, asked[0], strict=True)
+        _at_level(subject.explainer, level, question, options, subject.spec.early_layer)
+        for level, question in zip(levels, asked[0], strict=True)
     ]
     found: dict[int, Heatmap] = {}
     for explainer in dict.fromkeys(usual):
@@ -268,10 +271,17 @@ def _of_objects(
     return [[found[index] for index in range(len(usual))]]
 
 
-def _at_level(explainer: Explainer, level: str, question: Asked, options: ExplainOptions) -> Explainer:
-    """The method at the level that an object was read from; of a side, evidence either way is what ``auto`` shows."""
+def _at_level(
+    explainer: Explainer, level: str, question: Asked, options: ExplainOptions, early: str | None
+) -> Explainer:
+    """The method at the level that an object was read from; ``auto`` reads the early layer, if the model names one.
+
+    Of a side, evidence either way is what ``auto`` shows, at the level.
+    """
     if options.method == "auto" and getattr(question.score, "is_two_sided", False):
         return HiResCAM(level)
+    if options.method == "auto" and early is not None:
+        return explainer
     return replace(explainer, layer=level)  # type: ignore[type-var]
 
 

@@ -131,11 +131,13 @@ class IntegratedGradients:
         baseline: ``mean`` colour of the training data, ``black`` (blind to black objects), or the picture itself,
             strongly ``blur``red.
         chunk: pictures per forward pass, at most.
+        has_gap: whether the completeness gap is measured, which takes two more pictures forward.
     """
 
     steps: int = 32
     baseline: Baseline = "mean"
     chunk: int = 16
+    has_gap: bool = True
 
     name: ClassVar[str] = "integrated_gradients"
     is_signed: ClassVar[bool] = True
@@ -148,7 +150,7 @@ class IntegratedGradients:
     @property
     def brief(self) -> IntegratedGradients:
         """The same with a few steps, for comparison with shuffled copies."""
-        return replace(self, steps=min(self.steps, BRIEF))
+        return replace(self, steps=min(self.steps, BRIEF), has_gap=False)
 
     def __call__(
         self, model: nn.Module, images: ImageBatch, scores: Sequence[ScoreFn], spec: ExplainSpec
@@ -165,6 +167,8 @@ class IntegratedGradients:
             line = start[:, None] + part.view(-1, 1, 1, 1) * (pixels - start)[:, None]
             mean += (repeated_gradients(model, images, line, scores) * share.view(-1, 1, 1, 1)).sum(dim=2)
         values = ((pixels - start).float() * mean).sum(dim=2)
+        if not self.has_gap:
+            return Attribution(values, negative=negative_share(values))
         with recording(model, with_gradients=False) as record:
             record.run(images)
             difference = record.scores(scores)
@@ -178,8 +182,9 @@ class IntegratedGradients:
 class GuidedBackprop:
     """Negative control: a gradient that also drops negative evidence at every ReLU on its way back.
 
-    It sharpens edges and hardly depends on the weights or the class (Adebayo et al. 2018, arXiv 1810.03292). A verdict
-    on one picture does not always find that out (``docs/verdict.md``). Not for use as an explanation.
+    It sharpens edges and hardly depends on the later weights or the class (Adebayo et al. 2018, arXiv 1810.03292). The
+    verdict finds that out by shuffling the later half of the weights (``docs/verdict.md`` says how often). Not for use
+    as an explanation.
     """
 
     name: ClassVar[str] = "guided_backprop"

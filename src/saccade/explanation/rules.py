@@ -36,6 +36,11 @@ class Lines(Config):
     """Of a question about a region: an advantage below this is "failed"; pointing at the region gets far more."""
     max_similarity: float = 0.9
     """Rank similarity with the maps of shuffled copies; more is "failed"."""
+    max_late: float = 0.5
+    """Rank similarity with the maps of copies of which only the later half is shuffled; more is "failed" where the
+    plain gradient changes more than the map."""
+    late_margin: float = 0.05
+    """How much more alike than the plain gradient a map has to stay for that."""
     weak_over_chance: float = 2.0
     """An advantage that is less than this many times what random orders get is "weak"."""
     weak_advantage: float = 0.1
@@ -121,6 +126,12 @@ def _of_the_map(figures: Figures, lines: Lines) -> list[str]:
         )
     if similarity(figures) > lines.max_similarity:
         found.append("the map stays the same when the weights are shuffled, so it does not show what the model learned")
+    late, usual = figures.get("similarity_late", 0.0), figures.get("similarity_late_gradient", 1.0)
+    if late > max(lines.max_late, usual + lines.late_margin):
+        found.append(
+            f"the map stays alike when the later half of the weights is shuffled (rank correlation {late:.2f}, of the"
+            f" plain gradient {usual:.2f}): it shows what the first layers see, not what the score depends on"
+        )
     return found
 
 

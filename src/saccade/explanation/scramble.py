@@ -23,24 +23,38 @@ Extent = Literal["rows", "all"]
 channel among themselves and leaves norms alone, so that activations keep their scale."""
 
 
-def scrambled(model: nn.Module, extent: Extent, seed: int) -> nn.Module:
+def scrambled(model: nn.Module, extent: Extent, seed: int, *, is_late: bool = False) -> nn.Module:
     """A deep copy of the model with shuffled weights, in evaluation mode.
 
     The model itself and global randomness are untouched. Weights shared between modules stay shared; integer buffers
     and single numbers stay as they are.
+
+    Args:
+        model: left as it is.
+        extent: what is shuffled.
+        seed: of the private random generator.
+        is_late: only the later half of the weight tensors, in the order in which the modules were made; the first
+            layers keep what they learned.
     """
     random = np.random.default_rng(seed)
     # A copy made in the caller's inference mode could never be differentiated.
     with torch.inference_mode(False), torch.no_grad():
         other = copy.deepcopy(unwrap(model)).eval().requires_grad_(False)
-        for tensor in [*other.parameters(), *other.buffers()]:
-            if not tensor.is_floating_point() or tensor.numel() < 2:
+        kept = _first_modules(other) if is_late else set()
+        for name, tensor in [*other.named_parameters(), *other.named_buffers()]:
+            if not tensor.is_floating_point() or tensor.numel() < 2 or name.rpartition(".")[0] in kept:
                 continue
             if extent == "all":
                 _refill(tensor, random.permuted(_flat(tensor)))
             elif _rows(tensor) > 1:
                 _refill(tensor, random.permuted(_flat(tensor).reshape(_rows(tensor), -1), axis=1))
     return other
+
+
+def _first_modules(model: nn.Module) -> set[str]:
+    """Paths of the modules that hold the first half of the parameters; their buffers stay with them."""
+    names = [name for name, _ in model.named_parameters()]
+    return {name.rpartition(".")[0] for name in names[: len(names) // 2]}
 
 
 def _rows(tensor: Tensor) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -24,9 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.config import Config
-from saccade.errors import ConfigError, InputError
+from saccade.errors import ConfigError, ExplainError, InputError
 from saccade.explanation.attribution import Attribution, Explainer, ScoreFn
 from saccade.explanation.faithfulness import centre_map, counts_of, keep_masks, negative_share, rank_similarity
+from saccade.explanation.gradients import Gradient
 from saccade.explanation.perturbation import Baseline, baseline_pixels, masked_scores, masks_at_once
 from saccade.explanation.record import undisturbed, unwrap
 from saccade.explanation.rules import Lines, Status, rule
@@ -38,6 +40,10 @@ from saccade.types import ExplainSpec, ImageBatch
 
 SMALLEST_REGION = 64
 """Pixels of a region within which maps can be compared."""
+
+FEWEST_CELLS = 100
+"""Cells of a map that a comparison with late copies takes: these still see where something is, and a map of fewer cells
+hardly says more."""
 
 PROBES = 4
 """Pictures that the answers of model and copies are compared on."""
@@ -57,6 +63,9 @@ class VerdictConfig(Config):
     """Copies with shuffled weights; an even number, or 0 to leave out what needs them."""
     rerun: int = 2
     """Copies on which the explainer itself runs again; costly methods (RISE, occlusion, Score-CAM) never do."""
+    late: int = 2
+    """Copies with only the later half of the weights shuffled, on which explainer and plain gradient run again; an even
+    number, or 0 to leave it out."""
     baseline: Baseline = "mean"
     """What hidden pixels become."""
     batch: int = 64
@@ -67,9 +76,11 @@ class VerdictConfig(Config):
     """Where the lines are drawn."""
 
     def __post_init__(self) -> None:
-        if min(self.cells, self.steps) < 2 or self.random_orders < 2 or self.random_orders % 2 or self.copies % 2:
+        is_odd = any(number % 2 for number in (self.random_orders, self.copies, self.late))
+        if min(self.cells, self.steps) < 2 or self.random_orders < 2 or is_odd:
             raise ConfigError(
-                f"cells {self.cells}, steps {self.steps}, random_orders {self.random_orders}, copies {self.copies}",
+                f"cells {self.cells}, steps {self.steps}, random_orders {self.random_orders}, copies {self.copies}, "
+                f"late {self.late}",
                 where="verdict",
                 expected="cells and steps of at least 2, an even number of orders and of copies",
             )
@@ -89,7 +100,9 @@ class Verdict:
             square); ``structure`` is how far the weight matrices lie above random ones, in spreads;
             ``response_ratio`` is the change of the model's answer between picture and blank over that of its shuffled
             copies; ``similarity`` (signed) and ``similarity_abs`` are rank correlations with the maps of shuffled
-            copies; ``evenness`` is the lowest value of the map over its highest. What could not be measured is missing.
+            copies; ``similarity_late`` is the first of them with copies of which only the later half is shuffled,
+            ``similarity_late_gradient`` that of the plain gradient on the same grid; ``evenness`` is the lowest value
+            of the map over its highest. What could not be measured is missing.
         cost_forwards: pictures that went through the model or a copy for this verdict, the runs of the method itself on
             shuffled copies included.
         class_agnostic: whether the method ignores what was asked.
@@ -115,12 +128,19 @@ class Judge:
         self.model = model
         self.spec = spec
         self.config = config or VerdictConfig()
-        kinds: tuple[Extent, Extent] = ("all", "rows")
-        self._copies = [
-            scrambled(model, kinds[index % 2], self.config.seed + index) for index in range(self.config.copies)
-        ]
+        self._copies = self._shuffled(self.config.copies)
         above = structure(unwrap(model))
         self._of_model: dict[str, float] = {} if above is None else {"structure": above}
+
+    def _shuffled(self, count: int, *, is_late: bool = False) -> list[nn.Module]:
+        kinds: tuple[Extent, Extent] = ("all", "rows")
+        seed = self.config.seed
+        return [scrambled(self.model, kinds[index % 2], seed + index, is_late=is_late) for index in range(count)]
+
+    @cached_property
+    def _late_copies(self) -> list[nn.Module]:
+        """Made when first needed: costly methods never are compared on them."""
+        return self._shuffled(self.config.late, is_late=True)
 
     def __call__(
         self, images: ImageBatch, scores: Sequence[ScoreFn], explainer: Explainer, attribution: Attribution
@@ -144,7 +164,7 @@ class Judge:
             row = []
             for image in range(len(images)):
                 figures = self._of_model | trials.figures[score][image] | response[score][image]
-                figures |= {} if similarity is None else similarity[score][image]
+                figures |= similarity[score][image]
                 values = attribution.values[score, image].float()
                 figures |= _own_figures(attribution, score, image)
                 row.append(self._verdict(values, figures, explainer.is_class_agnostic, cost))
@@ -246,40 +266,70 @@ class Judge:
 
     def _similarity(
         self, images: ImageBatch, scores: Sequence[ScoreFn], explainer: Explainer, attribution: Attribution
-    ) -> tuple[list[list[dict[str, float]]] | None, int]:
-        """Rank correlation of the maps with those of shuffled copies; None where the method is too costly for that.
+    ) -> tuple[list[list[dict[str, float]]], int]:
+        """Rank correlations of the maps with those of shuffled copies, ``[T][B]``; none where the method is too costly.
 
-        Beside it the pictures that went through a copy, for each that is explained. Methods that average many passes
-        run in their brief form.
+        Beside it the pictures that went through model and copies, for each that is explained. Methods that average
+        many passes run in their brief form.
 
         Of a question about a region only the pixels of the region count: outside of it, the maps of every model fall
         off with the distance, whatever it learned. A region of a few pixels leaves nothing to compare.
         """
-        copies = self._copies[: self.config.rerun]
-        if not copies or getattr(explainer, "is_costly", False):
-            return None, 0
+        figures: list[list[dict[str, float]]] = [[{} for _ in range(len(images))] for _ in scores]
         regions = _regions(scores)
-        if regions is not None and int(regions.sum(dim=(1, 2)).min()) < SMALLEST_REGION:
-            return None, 0
+        is_small = regions is not None and int(regions.sum(dim=(1, 2)).min()) < SMALLEST_REGION
+        if is_small or getattr(explainer, "is_costly", False):
+            return figures, 0
         brief: Explainer = getattr(explainer, "brief", explainer)
+        own = attribution.values.float()
+        others, seen = self._again(self._copies[: self.config.rerun], brief, images, scores)
+        if others:
+            _note(figures, "similarity", _likeness(own, others, regions))
+            _note(figures, "similarity_abs", _likeness(own.abs(), [other.abs() for other in others], regions))
+        # Within a region all maps follow what the first layers see there, the good ones as well.
+        if self.config.late and regions is None and own.shape[-2:].numel() >= FEWEST_CELLS:
+            seen += self._similarity_late(figures, images, scores, brief, own)
+        return figures, -(-seen // len(images))
+
+    def _similarity_late(
+        self,
+        figures: list[list[dict[str, float]]],
+        images: ImageBatch,
+        scores: Sequence[ScoreFn],
+        brief: Explainer,
+        own: Tensor,
+    ) -> int:
+        """The same with copies of which only the later half is shuffled, and beside it that of the plain gradient.
+
+        What a network does with the features of its first layers is told by the later ones. The gradient changes as
+        the score's dependence on the pixels does; a map that changes less shows the features. Signs count here: a map
+        that has them says something by them. Returns the pictures that went through model and copies.
+        """
+        gradient = Gradient()
+        try:
+            (usual,), seen = self._again([self.model], gradient, images, scores)
+            usuals, more = self._again(self._late_copies, gradient, images, scores)
+        except ExplainError:
+            # Nothing leads from the score back to the pixels.
+            return 0
+        others, most = self._again(self._late_copies, brief, images, scores)
+        for name, mine, theirs in (("similarity_late", own, others), ("similarity_late_gradient", usual, usuals)):
+            # Fine maps change more than coarse ones, so both are compared on the grid of the map.
+            mine, *theirs = [_on_grid(values, own) for values in (mine, *theirs)]
+            _note(figures, name, _likeness(mine, theirs, None))
+        return seen + more + most
+
+    def _again(
+        self, models: Sequence[nn.Module], explainer: Explainer, images: ImageBatch, scores: Sequence[ScoreFn]
+    ) -> tuple[list[Tensor], int]:
+        """The maps ``[T, B, h, w]`` of other models, and how many pictures went through these."""
         found, seen = [], 0
-        for other in copies:
+        for other in models:
             declared = getattr(other, "explain_spec", None)
             with _counted(other) as count:
-                found.append(brief(other, images, scores, declared() if declared else self.spec).values.float())
+                found.append(explainer(other, images, scores, declared() if declared else self.spec).values.float())
             seen += sum(count)
-
-        def measure(score: int, image: int) -> dict[str, float]:
-            maps = [attribution.values[score, image].float(), *(values[score, image] for values in found)]
-            if regions is not None:
-                maps = [_inside(values, regions[score] > 0) for values in maps]
-            mine, *theirs = maps
-            signed = [rank_similarity(mine, other) for other in theirs]
-            absolute = [rank_similarity(mine.abs(), other.abs()) for other in theirs]
-            return {"similarity": sum(signed) / len(signed), "similarity_abs": sum(absolute) / len(absolute)}
-
-        measured = [[measure(score, image) for image in range(len(images))] for score in range(len(scores))]
-        return measured, -(-seen // len(images))
+        return found, seen
 
 
 def judge(
@@ -299,6 +349,37 @@ def _regions(scores: Sequence[ScoreFn]) -> Tensor | None:
     """The regions ``[T, H, W]`` of 0 and 1 that the scores are about; None where they are about whole pictures."""
     masks = [region.float().cpu() for region in map(region_of, scores) if region is not None]
     return torch.stack(masks) if len(masks) == len(scores) else None
+
+
+def _likeness(own: Tensor, others: Sequence[Tensor], regions: Tensor | None) -> Tensor:
+    """Mean rank correlation of maps ``[T, B, h, w]`` with those of other models, in their regions: ``[T, B]``."""
+
+    def part(values: Tensor, score: int) -> Tensor:
+        return values if regions is None else _inside(values, regions[score] > 0)
+
+    return torch.tensor(
+        [
+            [
+                sum(rank_similarity(part(maps, score), part(other[score, image], score)) for other in others)
+                / len(others)
+                for image, maps in enumerate(row)
+            ]
+            for score, row in enumerate(own)
+        ]
+    )
+
+
+def _note(figures: list[list[dict[str, float]]], name: str, values: Tensor) -> None:
+    for row, numbers in zip(figures, values.tolist(), strict=True):
+        for entry, number in zip(row, numbers, strict=True):
+            entry[name] = number
+
+
+def _on_grid(values: Tensor, like: Tensor) -> Tensor:
+    """Maps as means over the cells of a coarser grid; as they are where it is no coarser."""
+    if values.shape[-1] <= like.shape[-1]:
+        return values
+    return F.adaptive_avg_pool2d(values, (like.shape[-2], like.shape[-1]))
 
 
 def _inside(values: Tensor, region: Tensor) -> Tensor:

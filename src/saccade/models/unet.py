@@ -185,12 +185,16 @@ class UNet(Segmenter):
         return SegmenterOutputs(logits, logits.new_zeros(0, *logits.shape), features.routing)
 
     def explain_spec(self) -> ExplainSpec:
-        """The encoder's stages, ``bottleneck``, the decoder's blocks as ``decoder0`` ..., and ``final``."""
+        """The encoder's stages, ``bottleneck``, the decoder's blocks as ``decoder0`` ..., and ``final``.
+
+        With skips only the first stage is on every way from the picture to the labels.
+        """
         layers = dict(self.backbone.explain_spec().under("backbone").layers)
         layers["bottleneck"] = layers.pop("final")
         layers |= {f"decoder{i}": GridLayer(f"decoder.{i}.fuse") for i in range(len(self.decoder) - 1)}
         layers["final"] = GridLayer("final")
-        return ExplainSpec(layers, usual_layer="bottleneck")
+        early = next(iter(layers)) if self.config.has_skips else None
+        return ExplainSpec(layers, usual_layer="bottleneck", early_layer=early)
 
 
 def _plan(backbone: Backbone, config: UNetConfig) -> list[tuple[int, int, int, int]]:

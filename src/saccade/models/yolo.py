@@ -326,9 +326,10 @@ class Yolo(Detector[YoloOutputs]):
         raise IndexError(source)
 
     def explain_spec(self) -> ExplainSpec:
-        """The pyramid's maps, coarsest first: ``p5``, ``p4`` and ``final``, the finest."""
-        names = {"p5": "levels.2", "p4": "levels.1", "final": "levels.0"}
-        return ExplainSpec({name: GridLayer(path) for name, path in names.items()}, levels=[*names])
+        """``stem``, the first map, then those of the pyramid, coarsest first: ``p5``, ``p4`` and ``final``."""
+        levels = {"p5": "levels.2", "p4": "levels.1", "final": "levels.0"}
+        layers = {name: GridLayer(path) for name, path in {"stem": "backbone.stem", **levels}.items()}
+        return ExplainSpec(layers, early_layer="stem", levels=[*levels])
 
     def _answering(self, outputs: YoloOutputs) -> tuple[Tensor, Tensor]:
         """Logits and codes of the heads that answer."""

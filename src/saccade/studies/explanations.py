@@ -32,10 +32,9 @@ from saccade.explanation.attribution import Explainer, ScoreFn
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
 from saccade.explanation.faithfulness import (
     centre_map,
-    deletion,
+    counts_of,
     edge_map,
     energy_inside,
-    insertion,
     pointing_hit,
     rank_similarity,
 )
@@ -45,6 +44,7 @@ from saccade.explanation.perturbation import baseline_pixels, masked_scores, mas
 from saccade.explanation.questions import Question
 from saccade.explanation.record import undisturbed
 from saccade.explanation.scramble import scrambled
+from saccade.explanation.trials import both_games
 from saccade.models.build import build, find_config
 from saccade.models.clip import Clip
 from saccade.studies.base import Arm, Column, Measured, Results, Scale, Shot, Spend, Study
@@ -59,8 +59,12 @@ from saccade.types import ClassTarget, ImageBatch
 CELLS = 7
 """Cells a side of the grid on which pictures are hidden and revealed."""
 
-STEPS = 6
+STEPS: Mapping[Scale, int] = {"smoke": 2, "quick": 4, "full": 6}
 """Steps from the whole picture to none."""
+
+PASSES: Mapping[Scale, tuple[int, int, int]] = {"smoke": (4, 4, 16), "quick": (6, 8, 32), "full": (16, 32, 150)}
+"""How often the costly methods see the picture, less often than by default, so that it costs seconds: samples and steps
+of the averaged gradients, channels of Score-CAM, random masks."""
 
 CONTROLS = ("random order", "middle", "edges")
 """Maps that know nothing of the model: noise, a blob in the middle, the edges of the picture."""
@@ -84,7 +88,7 @@ def measure(trial: Trial) -> Measured:
     trial.train(model)
     classifier: Any = model.classifier([f"a {name}" for name in model.classes]) if isinstance(model, Clip) else model
     subject = Subject(classifier.eval())
-    copy = Subject(half_shuffled(classifier, trial.seed))
+    copy = Subject(scrambled(classifier, "all", trial.seed, is_late=True))
     explainers = explainers_of(subject, trial.scale)
     details: dict[str, dict[str, list[float]]] = {name: {} for name in (*explainers, *CONTROLS)}
     rows: list[list[render.Panel]] = []
@@ -93,7 +97,7 @@ def measure(trial: Trial) -> Measured:
         if case is None:
             missing += 1
             continue
-        heats, figures = figures_of(case, subject, copy, explainers, is_full=trial.scale == "full")
+        heats, figures = figures_of(case, subject, copy, explainers, STEPS[trial.scale])
         for name, found in figures.items():
             for key, value in found.items():
                 details[name].setdefault(key, []).append(value)
@@ -189,37 +193,42 @@ def _truth(trial: Trial, index: int) -> Tensor | None:
 def explainers_of(subject: Subject, scale: Scale) -> dict[str, Explainer]:
     """Every method that suits a model, the usual one first, and the negative control where it has a ReLU.
 
-    At full scale with the options they have by default; below it the costly ones see the picture less often.
+    The costly ones see the picture less often than by default, see ``PASSES``; occlusion hides one cell at a time.
     """
     ready: Any = subject.model
     window = max(min(ready.preprocess.size) // CELLS, 1)
-    thrift: dict[str, dict[str, Any]] = {
-        "smoothgrad": {"samples": 8},
-        "integrated_gradients": {"steps": 8},
-        "scorecam": {"max_channels": 8},
+    samples, channels, masks = PASSES[scale]
+    options: dict[str, dict[str, Any]] = {
+        "smoothgrad": {"samples": samples},
+        "integrated_gradients": {"steps": samples},
+        "scorecam": {"max_channels": channels},
         "occlusion": {"patch": window, "stride": window},
-        "rise": {"num_masks": 40},
-        "drise": {"num_masks": 40},
+        "rise": {"num_masks": masks},
+        "drise": {"num_masks": masks},
     }
-    options = {} if scale == "full" else thrift
     reasons = suited(subject.spec, has_boxes=subject.has_boxes)
     has_relu = any(isinstance(module, nn.ReLU) for module in subject.model.modules())
-    usual = default_method(subject.spec, has_regions=subject.has_regions, has_boxes=subject.has_boxes).name
+    usual = default_method(subject.spec, has_regions=subject.has_regions, has_boxes=subject.has_boxes)
     chosen = [name for name in METHODS if reasons[name] is None or (name == NEGATIVE and has_relu)]
-    return {name: method(name, **options.get(name, {})) for name in dict.fromkeys((usual, *chosen))}
+    found = {name: method(name, **options.get(name, {})) for name in dict.fromkeys((usual.name, *chosen))}
+    if subject.spec.early_layer is not None:
+        found[usual.name] = usual
+    return found
 
 
 def figures_of(
-    case: Case, subject: Subject, copy: Subject, explainers: Mapping[str, Explainer], *, is_full: bool
+    case: Case, subject: Subject, copy: Subject, explainers: Mapping[str, Explainer], steps: int
 ) -> tuple[dict[str, Heatmap], dict[str, dict[str, float]]]:
     """The maps of a picture, and what was measured of them and of the controls.
+
+    The costly methods do not run on the copy, and those that average many passes run there in their brief form.
 
     Args:
         case: the picture and its question.
         subject: the model.
         copy: the same with its later half shuffled.
         explainers: by name.
-        is_full: run the costly methods on the copy too.
+        steps: from the whole picture to none.
     """
     heats: dict[str, Heatmap] = {}
     figures: dict[str, dict[str, float]] = {}
@@ -227,15 +236,15 @@ def figures_of(
         start = time.perf_counter()
         heats[name] = explained(subject, case, case.of, explainer)
         figures[name] = {"seconds": time.perf_counter() - start, "similarity": math.nan}
-        if is_full or not getattr(explainer, "is_costly", False):
-            other = explained(copy, case, case.score, explainer)
+        if not getattr(explainer, "is_costly", False):
+            other = explained(copy, case, case.score, getattr(explainer, "brief", explainer))
             maps = [heat.map[case.region] if case.is_within else heat.map for heat in (heats[name], other)]
             figures[name]["similarity"] = rank_similarity(maps[0].abs(), maps[1].abs())
     size = (int(case.picture.shape[-2]), int(case.picture.shape[-1]))
     noise = torch.rand(size, generator=torch.Generator().manual_seed(0))
     everything = {name: heat.map for name, heat in heats.items()}
     everything |= dict(zip(CONTROLS, (noise, centre_map(size), edge_map(case.picture)), strict=True))
-    games = played(case, subject.model, everything)
+    games = played(case, subject.model, everything, steps)
     for name, values in everything.items():
         found = figures.setdefault(name, {"seconds": math.nan, "similarity": math.nan}) | games[name]
         if case.region is not None:
@@ -250,57 +259,48 @@ def figures_of(
 def explained(subject: Subject, case: Case, of: Question, explainer: Explainer) -> Heatmap:
     """A map by a method with its options, at the layer that a user would get."""
     usual: Any = explainer
-    if hasattr(usual, "layer"):
+    if hasattr(usual, "layer") and usual.layer != subject.spec.early_layer:
         usual = replace(usual, layer=case.layer)
     return explain_batch(subject, [case.picture], [of], ExplainOptions(method=usual, verdict=False))[0][0]
 
 
-def played(case: Case, model: nn.Module, maps: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Deletion and insertion of maps ``[h, w]``: areas as shares of the range of all scores seen on this picture."""
-    seen: list[Tensor] = []
+def played(case: Case, model: nn.Module, maps: Mapping[str, Tensor], steps: int) -> dict[str, dict[str, float]]:
+    """Deletion and insertion of maps ``[h, w]``: areas as shares of the range of all scores seen on this picture.
+
+    The whole picture and nothing of it are shown once for all maps, and all of them share the forward passes.
+    """
+    cells = CELLS**2
+    inner = counts_of(cells, steps)[1:-1]
+    ends = torch.tensor([[True], [False]]).expand(2, cells)
+    pooled = [F.adaptive_avg_pool2d(values.float()[None, None], CELLS).flatten() for values in maps.values()]
+    keep = torch.cat([ends, *(both_games(values, inner, 0) for values in pooled)])
+    with undisturbed(model):
+        seen = _scores_of(case, model, keep)
+    low, high = float(seen.min()), float(seen.max())
+    scale = max(high - low, 1e-12)
+    fractions = torch.tensor([0, *inner, cells], dtype=torch.float64) / cells
+    whole, blank = seen[:1], seen[1:2]
+    found = {}
+    for name, (deleted, inserted) in zip(maps, seen[2:].reshape(len(maps), 2, len(inner)), strict=True):
+        falling = float(torch.trapezoid(torch.cat([whole, deleted, blank]), fractions))
+        rising = float(torch.trapezoid(torch.cat([blank, inserted, whole]), fractions))
+        found[name] = {
+            "deletion": (falling - low) / scale,
+            "insertion": (rising - low) / scale,
+            "advantage": (rising - falling) / scale,
+        }
+    return found
+
+
+def _scores_of(case: Case, model: nn.Module, keep: Tensor) -> Tensor:
+    """Scores ``[M]`` float64 of a picture of which only some cells ``[M, N]`` are shown."""
     baseline = baseline_pixels(model, case.images, "mean")
     height, width = case.images.sizes[0]
     canvas = case.images.pixels.shape[-2:]
-    at_once = masks_at_once(case.images, 64)
-
-    def evaluate(keep: Tensor) -> Tensor:
-        cells = keep.reshape(-1, 1, CELLS, CELLS).float()
-        shown = F.interpolate(cells, (height, width), mode="nearest")
-        padded = F.pad(shown, (0, canvas[1] - width, 0, canvas[0] - height), value=1.0)[:, 0]
-        parts = [part[None] for part in torch.split(padded, at_once)]
-        scores = torch.cat([*masked_scores(model, case.images, baseline, parts, [case.score])], dim=-1)[0, 0].double()
-        seen.append(scores)
-        return scores
-
-    areas = {}
-    with undisturbed(model):
-        for name, values in maps.items():
-            cells = F.adaptive_avg_pool2d(values.float()[None, None], CELLS).flatten()
-            games = [game(evaluate, cells, steps=STEPS, samples=2).area for game in (deletion, insertion)]
-            areas[name] = games
-    low, high = float(torch.cat(seen).min()), float(torch.cat(seen).max())
-    scale = max(high - low, 1e-12)
-    return {
-        name: {
-            "deletion": (deleted - low) / scale,
-            "insertion": (inserted - low) / scale,
-            "advantage": (inserted - deleted) / scale,
-        }
-        for name, (deleted, inserted) in areas.items()
-    }
-
-
-def half_shuffled(model: nn.Module, seed: int) -> nn.Module:
-    """A copy whose later half of the tensors is shuffled; the first layers are what was learned."""
-    other = scrambled(model, "all", seed)
-    kept, own = model.state_dict(), other.state_dict()
-    names = list(dict.fromkeys(name for name, _ in model.named_parameters()))
-    first = {name.rpartition(".")[0] for name in names[: len(names) // 2]}
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if name.rpartition(".")[0] in first:
-                tensor.copy_(kept[name])
-    return other
+    shown = F.interpolate(keep.reshape(-1, 1, CELLS, CELLS).float(), (height, width), mode="nearest")
+    padded = F.pad(shown, (0, canvas[1] - width, 0, canvas[0] - height), value=1.0)[:, 0]
+    parts = [part[None] for part in torch.split(padded, masks_at_once(case.images, 64))]
+    return torch.cat([*masked_scores(model, case.images, baseline, parts, [case.score])], dim=-1)[0, 0].double()
 
 
 def _build(trial: Trial) -> AnyModel:
@@ -428,7 +428,7 @@ ARMS: Mapping[str, Arm] = {
     ),
     "mask, nuclei, Mask R-CNN": Arm(
         model="mask_rcnn_small",
-        overrides={"preprocess.size": [128, 128], **FOUND},
+        overrides={"preprocess.size": [128, 128], **FOUND, "rpn.before_nms": [200, 100], "rpn.after_nms": [100, 50]},
         train=OBJECTS,
         data=outlined_nuclei,
     ),
@@ -474,7 +474,7 @@ def explanations(data: str | Path | DataSource | None = None, *, command: str = 
         }
     count = 3 * len(arms)
     # Fewer networks leave time for more pictures of each.
-    pictures = (max(8 // len(arms), 1), max(64 // len(arms), 1))
+    pictures = (max(8 // len(arms), 1), max(40 // len(arms), 1))
     arms = {name: replace(arm, options={**arm.options, "pictures": pictures}) for name, arm in arms.items()}
     return Study(
         name="explanations" if data is None else f"explanations-{source.task}",
@@ -488,7 +488,7 @@ def explanations(data: str | Path | DataSource | None = None, *, command: str = 
         f"backpropagation has to stay alike (rank correlation above {LIKE}) when the later half of the network is "
         "shuffled.",
         arms=arms,
-        spend=Spend(unit="seconds", smoke=0.1, quick=round(30 / count, 1), full=round(600 / count, 1)),
+        spend=Spend(unit="seconds", smoke=0.1, quick=round(24 / count, 1), full=round(360 / count, 1)),
         measure=measure,
         judge=judge,
         advice=advice,

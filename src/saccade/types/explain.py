@@ -122,6 +122,9 @@ class ExplainSpec:
             a gradient of the score reaches.
         usual_layer: the layer that explains best where nobody chose one. The last layer of a segmenter can only point
             at the very pixels it was asked about; why they got their class is seen further in.
+        early_layer: the first map, through which every way from the picture to the answer leads, where later maps carry
+            a part of the evidence each; LayerCAM reads it where nobody chose a method. None where one later map carries
+            all of it.
         attention: observable softmaxes, in the order of the forward pass; empty for convolutional models.
         has_class_token: whether the class is read from token 0 (else from the mean of the patches).
         linear_head: returns the linear layer where plain CAM applies; None where it does not.
@@ -136,6 +139,7 @@ class ExplainSpec:
     has_class_token: bool = False
     linear_head: Callable[[], LinearHead] | None = None
     usual_layer: str = "final"
+    early_layer: str | None = None
     queries: QueryLooks | None = None
     levels: Sequence[str] = ()
     rows: Rows | None = None
@@ -143,8 +147,9 @@ class ExplainSpec:
     def __post_init__(self) -> None:
         if "final" not in self.layers:
             raise InputError("an ExplainSpec has no layer 'final'", expected="the last layer that a gradient reaches")
-        if self.usual_layer not in self.layers:
-            raise InputError(f"usual_layer {self.usual_layer!r} is no layer", expected=", ".join(self.layers))
+        for role, name in (("usual_layer", self.usual_layer), ("early_layer", self.early_layer)):
+            if name is not None and name not in self.layers:
+                raise InputError(f"{role} {name!r} is no layer", expected=", ".join(self.layers))
 
     def under(self, prefix: str) -> ExplainSpec:
         """The same spec for a model that holds this one as its submodule ``prefix``."""
