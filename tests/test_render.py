@@ -16,6 +16,7 @@ from torch import Tensor
 
 from saccade import render
 from saccade.errors import InputError, RunError
+from saccade.render.heat import full_strength
 
 
 def picture(height: int = 40, width: int = 60) -> Tensor:
@@ -74,6 +75,20 @@ def test_one_scale_makes_pictures_comparable() -> None:
     assert torch.equal(render.overlay(image, weak), render.overlay(image, strong))
     assert not torch.equal(render.overlay(image, weak, scale=4), render.overlay(image, strong, scale=4))
     assert torch.equal(render.overlay(image, strong, scale=1), render.overlay(image, weak, scale=1))
+
+
+def test_a_few_pixels_do_not_leave_the_others_dark() -> None:
+    """A tenth of the evidence may lie beyond full strength: of 100 ones and a ten all are drawn at full strength."""
+    values = torch.ones(101)
+    values[7] = 10.0
+    assert full_strength(values) == 1.0
+    assert full_strength(-3 * values) == 3.0
+    values[7] = 100.0  # half of all evidence is no outlier
+    assert full_strength(values) == 100.0
+    assert full_strength(torch.zeros(4, 4)) == 0.0
+    image = torch.full((3, 2, 2), 128, dtype=torch.uint8)
+    heat = torch.tensor([[0.0, 1.0], [0.5, 1.0]])
+    assert torch.equal(render.overlay(image, heat), render.overlay(image, heat, scale=full_strength(heat)))
 
 
 def test_a_failed_map_is_crossed_out() -> None:

@@ -101,13 +101,15 @@ class Heatmap:
         return self.image if self.region is None else render.outlined(self.image, self.region)
 
     def overlay(self, scale: float | None = None) -> Tensor:
-        """The map drawn over the picture, ``[3, h, w]`` uint8; crossed out where its verdict is "failed"."""
+        """The map drawn over the picture, ``[3, h, w]`` uint8; crossed out where its verdict is "failed".
+
+        Args:
+            scale: value drawn at full strength; None: that beyond which a tenth of the evidence lies.
+        """
         from saccade import render  # matplotlib's colour maps are loaded only when something is drawn
 
         is_failed = self.verdict is not None and self.verdict.status == "failed"
-        drawn: Tensor = render.overlay(
-            self.outlined, self.display(scale), self.is_signed, scale=1.0, is_failed=is_failed
-        )
+        drawn: Tensor = render.overlay(self.outlined, self.map, self.is_signed, scale=scale, is_failed=is_failed)
         return drawn
 
     def save(self, path: str | Path, scale: float | None = None) -> Path:

@@ -18,6 +18,9 @@ from saccade.errors import InputError
 MIN_SIDE = 224
 """Pictures smaller than this are enlarged without smoothing before anything is drawn on them."""
 
+BRIGHT = 0.1
+"""Share of the evidence that may lie beyond what is drawn at full strength."""
+
 
 def overlay(
     image: Tensor,
@@ -34,7 +37,7 @@ def overlay(
         image: ``[3, h, w]`` uint8.
         heat: ``[h, w]``; negative values are drawn only where ``signed``.
         signed: draw evidence against the score (blue) as well as for it (orange).
-        scale: value drawn at full strength; None: the largest absolute value. Equal scales make pictures comparable.
+        scale: value drawn at full strength; None: ``full_strength`` of the map. Equal scales make pictures comparable.
         alpha: opacity at full strength.
         is_failed: cross the picture out, because its verdict is "failed".
 
@@ -50,7 +53,7 @@ def overlay(
         raise InputError("the map holds numbers that are not finite", where="heat")
     if not signed:
         values = values.clamp(min=0)
-    scale = float(values.abs().max()) if scale is None else scale
+    scale = full_strength(values) if scale is None else scale
     values = values / scale if scale > 0 else torch.zeros_like(values)
     values = values.clamp(-1, 1)
     # Opacity rises faster than the value at first, so that weak evidence can be seen, and is exactly 0 at 0.
@@ -59,6 +62,18 @@ def overlay(
     base = image.cpu().float()
     drawn = (base + opacity * (colours - base)).round().clamp(0, 255).to(torch.uint8)
     return crossed_out(drawn) if is_failed else drawn
+
+
+def full_strength(values: Tensor) -> float:
+    """The value from which on evidence is drawn at full strength: a tenth of all evidence lies in larger ones.
+
+    Were it the largest, a few pixels would leave the others dark, as maps of first layers have them.
+    """
+    sizes = values.detach().float().abs().flatten().sort().values
+    known = sizes.double().cumsum(0)
+    if not len(sizes) or float(known[-1]) <= 0:
+        return 0.0
+    return float(sizes[torch.searchsorted(known, (1 - BRIGHT) * known[-1:]).clamp(max=len(sizes) - 1)])
 
 
 def crossed_out(image: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saccade.errors import InputError
 from saccade.render.figure import FAINT, INK, PAPER, new_figure, show
-from saccade.render.heat import colour_table, enlarged, overlay
+from saccade.render.heat import colour_table, enlarged, full_strength, overlay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ class Panel:
         title: bold line above ("Grad-CAM").
         caption: lines below ("sneaker 0.98").
         status: verdict; None: none was asked for.
-        scale: value of the heat at full strength; None: its largest.
+        scale: value of the heat at full strength; None: that beyond which a tenth of the evidence lies.
         has_bar: draw the colour bar.
     """
 
@@ -101,7 +101,7 @@ def _draw_panel(figure: Figure, axes: Axes, panel: Panel, *, size: float, under:
         assert panel.heat is not None
         image = enlarged(panel.image)
         heat = panel.heat.detach().float().cpu()
-        peak = float(heat.abs().max()) if panel.scale is None else panel.scale
+        peak = full_strength(heat) if panel.scale is None else panel.scale
         if heat.shape != image.shape[1:]:
             # Small pictures are enlarged pixel by pixel, evidence smoothly: it has no pixels of its own.
             heat = F.interpolate(heat[None, None], image.shape[1:], mode="bilinear", align_corners=False)[0, 0]
@@ -144,7 +144,7 @@ def _draw_bar(figure: Figure, panel: Panel, box: tuple[float, float, float, floa
     ramp = colour_table(panel.is_signed)[None] / 255
     axes.imshow(ramp.numpy(), aspect="auto", extent=(-1 if panel.is_signed else 0, 1, 0, 1))
     axes.set_yticks([])
-    top = panel.scale if panel.scale is not None else float(panel.heat.abs().max())
+    top = panel.scale if panel.scale is not None else full_strength(panel.heat)
     if panel.is_signed:
         axes.set_xticks([-1, 0, 1], [f"{-top:.2g} against", "0", f"{top:.2g} for"])
     else:
