@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
 from saccade import demo, load, render
 from saccade.api import predict
@@ -12,7 +13,7 @@ from saccade.data.source import open_data
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
 from saccade.opening import AnyModel
 from saccade.report import panel
-from saccade.types import Detections, Segmentation
+from saccade.types import Classification, Detections, Segmentation
 
 HERE = Path(__file__).parent
 RUN = HERE.parent / "runs" / "demo"
@@ -40,19 +41,25 @@ def main() -> None:
 
 
 def draw_methods(model: AnyModel) -> Path:
-    """Several methods on pictures of clothes."""
+    """Several methods on pictures of clothes that are named rightly."""
     subject = Subject(model)
     test = open_data("fashion_mnist").split("test")
-    labels = test.labels().tolist()
     rows = []
     for name in SHOWN:
-        sample = test[labels.index(test.classes.id(name))]
+        samples = (test[index] for index, label in enumerate(test.labels().tolist()) if label == test.classes.id(name))
+        sample = next(sample for sample in samples if _named(model, sample.image) == name)
         row = [render.Panel(image=sample.image, title=f"is {name}", caption="never seen in training")]
         for method in METHODS:
             heat = explain_batch(subject, [sample.image], [None], ExplainOptions(method=method))[0][0]
             row.append(panel(heat, title=method))
         rows.append(row)
     return render.save(render.side_by_side(rows), HERE / "pictures" / "methods.png", dpi=110)
+
+
+def _named(model: AnyModel, image: Tensor) -> str:
+    found = predict(model, image)[0]
+    assert isinstance(found, Classification)
+    return found.top(1)[0][0]
 
 
 def draw_regions(model: AnyModel, path: Path = HERE / "pictures" / "semantic.png") -> Path:
