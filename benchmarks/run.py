@@ -38,7 +38,7 @@ BENCHMARKS = {
 BY_HAND = {
     "ladder": "Every rung of the segmentation ladder, trained for the same time from scratch",
     "yolo": "yolo_n from picture to boxes at 640 pixels, beside another vendor's detectors of its size",
-    "yolo_training": "AP50:95 of detectors from scratch over the time, all at the same time, a thread each",
+    "yolo_training": "AP50:95 of detectors from scratch over the minutes of a processor, one thread and one seed each",
     "zero_shot_learning": "Emoji found by their texts and named by category; combinations that were never shown",
     "verdict_calibration": "The verdict on networks with known ground truth, held-out ones: share and 95 % interval",
 }

@@ -34,9 +34,6 @@ from saccade.types import Detections, Segmentation
 MOST_PARTS = 200
 """Connected parts of a label map that are listed."""
 
-CLEAR_SCORE = 0.3
-"""Objects below this score are listed, but not told and not drawn, where nothing else is asked."""
-
 
 def picture_paths(paths: Iterable[Path]) -> list[Path]:
     """The files themselves, and all pictures inside the folders, sorted; hidden files are no pictures.
@@ -66,8 +63,8 @@ def predict_files(
     *,
     top: int,
     exact: bool,
+    score: float,
     out: Path | None = None,
-    score: float = CLEAR_SCORE,
 ) -> Iterator[dict[str, Any]]:
     """One plain record per picture: its path and its classes, likeliest or largest first.
 
@@ -76,9 +73,9 @@ def predict_files(
         paths: pictures, and folders of them.
         top: how many classes to tell.
         exact: the float32 model as written, no faster copy.
+        score: lowest score of an object that is drawn; all are listed.
         out: folder for what is best looked at: of label maps ``NAME-labels.png``, whose values are the labels, and
             ``NAME-overlay.png``; of objects ``NAME-objects.png``.
-        score: lowest score of an object that is drawn.
 
     Raises:
         ConfigError: where ``top`` leaves nothing to tell, or ``score`` is none.
@@ -105,7 +102,7 @@ def predict_files(
         yield record
 
 
-def told(record: Mapping[str, Any], score: float = CLEAR_SCORE) -> str:
+def told(record: Mapping[str, Any], score: float) -> str:
     """A record of ``predict_files`` in one line; of objects those with this score."""
     if "top" in record:
         words = "   ".join(f"{entry['class']} {entry['score']:.1%}" for entry in record["top"])

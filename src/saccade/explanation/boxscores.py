@@ -68,6 +68,7 @@ class DetectionScore:
     against: int | None = None
 
     reads_candidates_only = True
+    """Nothing of masks, so that they need not be computed (``boxes.enough_for``); of the other scores likewise."""
 
     def __repr__(self) -> str:
         return f"DetectionScore({self.asked!r}{_told(self.against)})"
