@@ -1,26 +1,24 @@
 """DETR-R50 against transformers: forward pass, predict, training step and matching; same weights, 480x640.
 
-Theirs is float32 and eager. The weights are random (published ones are not to be had here), and for ``predict`` the
-check that admits a faster copy would mean nothing. There the norms get the statistics of drawn scenes, the residual
-branches are quiet and a query looks at few places, as in trained networks; the class of a query is the principal
-component of the decoder's outputs in which it lies farthest out, and the numbers behind the boxes are spread. What is
-found has no meaning, but it differs from query to query and from scene to scene. Weights that were never trained answer
-less robustly than trained ones, so the check may refuse copies that it would take of those; therefore the time of every
-copy is told beside what was taken.
+Theirs is float32 and eager. The weights are random (published ones are not to be had here), but for ``predict`` those
+of ``fitted_detr.py``: of a network that answers nothing clearly, the check of faster copies would refuse all of them.
+Predicted are the scenes that the network knows, so its scores are as sure as a trained network's of photographs. The
+time of every copy is told beside that of the one that was taken; ``--fitted`` keeps the weights for the next time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DetrConfig, DetrForObjectDetection
 from transformers.loss.loss_for_object_detection import HungarianMatcher as TheirMatcher
 
-from fitted_detector import QUIET, scenes
+from fitted_detector import SIZE, scenes
+from fitted_detr import CLASSES, SCENES, fitted, normalised, random_peer
 from measure import Row, compare, parser, report
 from saccade.engine.fast import candidates
 from saccade.engine.predict import Predictor, run
@@ -28,23 +26,9 @@ from saccade.matching.hungarian import HungarianMatcher, Objects
 from saccade.models.build import adopt
 from saccade.models.detr import Detr
 from saccade.ops.boxes import clip, from_centres
-from saccade.ops.image import IMAGENET_MEAN, IMAGENET_STD
 from saccade.tasks import TASKS
 from saccade.types import BoxTarget, Detections, ImageBatch
 from saccade.weights.transformers_detr import publish
-
-SIZE = (480, 640)
-CLASSES = 91
-COMPONENTS = 8
-"""Principal components that name a class with either end."""
-SHARPNESS = 5.0
-"""Logit of a query one standard deviation out."""
-QUERY_SPREAD = 2.0
-"""Standard deviation of what tells queries apart."""
-POINTED = 4.0
-"""Queries and keys of cross-attention are so much larger, so that a query looks at some places and not at all."""
-FOUND = 0.15
-"""Share of the queries that find something."""
 
 
 def objects_of(batch: int, count: int) -> tuple[list[BoxTarget], list[dict[str, Tensor]]]:
@@ -85,13 +69,6 @@ def row(what: str, batch: int, times: dict[str, float], gap: float) -> Row:
     }
 
 
-def random_peer() -> Any:
-    """Theirs, with random weights."""
-    return DetrForObjectDetection(
-        DetrConfig(backbone="resnet50", use_timm_backbone=True, use_pretrained_backbone=False, num_labels=CLASSES)
-    ).eval()
-
-
 def adopted(peer: Any) -> Any:
     """Ours with its weights."""
     published = publish(peer, "random")
@@ -101,65 +78,15 @@ def adopted(peer: Any) -> Any:
     return ours
 
 
-def normalised(pictures: Sequence[Tensor]) -> Tensor:
-    """As a script does it."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (torch.stack(list(pictures)).float() / 255 - mean) / std
-
-
-def settle(norm: Any, given: tuple[Tensor]) -> None:
-    """Give a frozen norm the statistics of what comes in, before it looks at them."""
-    norm.running_mean.copy_(given[0].mean((0, 2, 3)))
-    norm.running_var.copy_(given[0].var((0, 2, 3)))
-
-
-@torch.no_grad()
-def make_decisive(peer: Any, count: int = 12) -> None:
-    """Answers that differ, from scenes."""
-    drawn = [scene.image for scene in scenes(count, seed=0)]
-    norms = {name: part for name, part in peer.named_modules() if hasattr(part, "running_mean")}
-    handles = [norm.register_forward_pre_hook(settle) for norm in norms.values()]
-    for name, norm in norms.items():
-        if name.endswith(".bn3"):
-            norm.weight.fill_(QUIET)
-    # Random attention makes all tokens alike, and then all queries see the same and answer alike.
-    peer.model.query_position_embeddings.weight.normal_(0, QUERY_SPREAD)
-    for name, part in peer.named_modules():
-        if name.endswith(("self_attn.out_proj", "self_attn.o_proj")):
-            part.weight.mul_(QUIET)
-        if name.endswith(("encoder_attn.q_proj", "encoder_attn.k_proj")):
-            part.weight.mul_(POINTED)
-    peer(pixel_values=normalised(drawn[:4]))
-    for handle in handles:
-        handle.remove()
-    hidden = torch.cat([peer(pixel_values=normalised([one])).last_hidden_state for one in drawn]).flatten(0, 1)
-    middle = hidden.mean(0)
-    _, sizes, directions = torch.linalg.svd(hidden - middle, full_matrices=False)
-    rows = SHARPNESS * directions[:COMPONENTS] / (sizes[:COMPONENTS, None] / len(hidden) ** 0.5)
-    head = peer.class_labels_classifier
-    head.weight.zero_()
-    head.bias.zero_()
-    head.weight[: 2 * COMPONENTS] = torch.cat([rows, -rows])
-    head.bias[: 2 * COMPONENTS] = -head.weight[: 2 * COMPONENTS] @ middle
-    head.bias[-1] = head(hidden)[:, :-1].amax(1).quantile(1 - FOUND)
-    *_, last = peer.bbox_predictor.layers
-    seen = peer.bbox_predictor(hidden)
-    scale = 1 / seen.std(0)
-    last.weight.mul_(scale[:, None])
-    last.bias.sub_(seen.mean(0)).mul_(scale)
-    last.bias[2:] -= 1.0  # boxes of a quarter of the picture or so
-
-
-def measure_predict(count: int, repeats: int) -> list[Row]:
+def measure_predict(folder: Path | None, repeats: int) -> list[Row]:
     """``saccade.predict`` as shipped, and each of its copies, against their forward pass and its thresholds."""
-    peer = random_peer()
-    make_decisive(peer)
+    peer = fitted(folder)
     model = adopted(peer)
+    listed = [scene.image for scene in scenes(SCENES, seed=0)]
     predictor = Predictor(model)
-    predictor([scene.image for scene in scenes(4, seed=7)])  # on its first pictures it decides which copy to use
+    predictor(listed[:4])  # on its first pictures it decides which copy to use
     plan = predictor.plan
     assert plan is not None
-    listed = [scene.image for scene in scenes(count, seed=8)]
     scale = torch.tensor([SIZE[1], SIZE[0], SIZE[1], SIZE[0]])
 
     def one(picture: Tensor) -> Detections:
@@ -181,7 +108,7 @@ def measure_predict(count: int, repeats: int) -> list[Row]:
     ways |= {copy.name: partial(run, copy, model, listed) for copy in copies}
     times = compare(ways, repeats)
     told = f"runs {plan.name}; {agreement:.1%} of their {clear} objects above 0.5 and ours agree, scores by {gap:.3f}"
-    rows = [{**row(f"predict, {count} pictures", 1, times, 0.0), "note": told}]
+    rows = [{**row(f"predict, {len(listed)} pictures", 1, times, 0.0), "note": told}]
     for copy in copies:
         reasons = [reason for reason in plan.rejected if reason.startswith(copy.name)]
         times["ours"], times["ratio"] = times[copy.name], times["transformers"] / times[copy.name]
@@ -242,7 +169,7 @@ def main() -> list[Row]:
     parts = ("passes", "predict", "matching")
     options.add_argument("--parts", nargs="+", default=parts, choices=parts)
     options.add_argument("--batch", type=int, default=2)
-    options.add_argument("--count", type=int, default=8, help="pictures that are predicted")
+    options.add_argument("--fitted", type=Path, default=None, help="folder that keeps the fitted weights")
     given = options.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -251,7 +178,7 @@ def main() -> list[Row]:
     if "passes" in given.parts:
         rows += measure_passes(given.batch, given.repeats)
     if "predict" in given.parts:
-        rows += measure_predict(given.count, max(given.repeats // 2, 1))
+        rows += measure_predict(given.fitted, max(given.repeats // 2, 1))
     if "matching" in given.parts:
         rows += [measure_matching(given.batch, 8, given.repeats), measure_matching(16, 20, given.repeats)]
     report(rows, given.json)

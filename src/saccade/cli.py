@@ -441,17 +441,23 @@ def study(
     quick: Annotated[bool, typer.Option("--quick", help="Within 90 seconds each, instead of 20 minutes.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for page, figures and finished trials.")] = Path("runs/studies"),
     quiet: Annotated[bool, typer.Option("--quiet", help="No live progress.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes that carry out trials beside each other; by default one per core, at most 4."
+        ),
+    ] = None,
 ) -> None:
     """A claim of the field, measured under equal conditions: holds, does not hold here, or undecided."""
     from saccade.console import new_console
-    from saccade.studies.run import print_list
+    from saccade.studies.run import print_list, usual_workers
     from saccade.studies.run import study as run
 
     if name is None:
         print_list(new_console())
         return
     try:
-        run(name, data, quick=quick, out=out, quiet=quiet)
+        run(name, data, quick=quick, out=out, quiet=quiet, workers=workers or usual_workers())
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped; the same command goes on where it stopped\n")
         raise typer.Exit(130) from None

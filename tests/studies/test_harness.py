@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +14,10 @@ import torch
 
 from saccade.data.dataset import ArrayDataset, subset
 from saccade.data.source import DataSource
-from saccade.errors import ConfigError, DataError, RunError
+from saccade.errors import ConfigError, DataError, RunError, UnknownNameError
 from saccade.studies.base import QUICK, SMOKE, Arm, Budget, Measured, Results, Scale, Spend, Study
-from saccade.studies.harness import Progress, run_study, unevenness
+from saccade.studies.catalogue import find
+from saccade.studies.harness import Progress, Workers, run_study, unevenness
 from saccade.studies.trial import Allowance, Trial
 from saccade.types import Classes
 
@@ -229,3 +232,29 @@ def test_data_that_is_too_small_is_refused(make_study: StudyMaker, tmp_path: Pat
 def test_two_seeds_are_too_few_for_a_verdict() -> None:
     with pytest.raises(ConfigError, match="at least 3"):
         Budget(scale="quick", seeds=2)
+
+
+def test_several_processes_find_what_one_finds(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    alone = run_study(find("patch-vs-fcn"), SMOKE, tmp_path / "alone")
+    workers = Workers(2, functools.partial(find, "patch-vs-fcn"))
+    together = run_study(find("patch-vs-fcn"), SMOKE, tmp_path / "together", told.append, workers)
+    assert together.results.values("patch_cnn", "gap") == alone.results.values("patch_cnn", "gap")
+    assert [(o.arm, o.seed) for o in together.results.outcomes] == [("patch_cnn", 0), ("patch_cnn", 1)]
+    assert [one.share for one in told] == [0, 0.5, 1]
+    assert told[0].words == "patch-vs-fcn: 2 trials at a time"
+    # Finished trials are found again, by one process or by several.
+    kept = run_study(find("patch-vs-fcn"), SMOKE, tmp_path / "together", workers=workers)
+    assert kept.results.outcomes == together.results.outcomes
+
+
+def test_an_error_in_another_process_arrives(tmp_path: Path) -> None:
+    workers = Workers(2, functools.partial(find, "patch-vs-fnc"))
+    with pytest.raises(UnknownNameError, match="did you mean 'patch-vs-fcn'"):
+        run_study(find("patch-vs-fcn"), SMOKE, tmp_path, workers=workers)
+
+
+def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
+    workers = Workers(2, functools.partial(os._exit, 9))
+    with pytest.raises(RunError, match="ended from outside; try again with --workers 1"):
+        run_study(find("patch-vs-fcn"), SMOKE, tmp_path, workers=workers)

@@ -15,6 +15,7 @@ from saccade.studies.intervals import (
     more,
     overall,
     picture_interval,
+    positive_interval,
     same,
     share_interval,
     times,
@@ -154,3 +155,14 @@ def test_figures_are_told_with_their_interval() -> None:
     assert told_interval(interval([1000.0, 1000.0]), "count") == "1,000"
     assert told_interval(interval([0.5]), "percent") == "50.0 % (one value)"
     assert told_interval(interval([]), "percent") == "–"
+
+
+def test_the_interval_of_times_stays_above_zero() -> None:
+    values = [1.0, 1.1, 9.0]  # one of them was disturbed
+    assert interval(values).low < 0
+    found = positive_interval(values)
+    logs = interval([math.log(value) for value in values])
+    assert found.mean == pytest.approx((1.0 * 1.1 * 9.0) ** (1 / 3))
+    assert (found.low, found.high) == pytest.approx((math.exp(logs.low), math.exp(logs.high)))
+    assert positive_interval([2.0, 0.0]) == interval([2.0, 0.0])
+    assert told_interval(positive_interval([4.0]), "time") == "4 (one value)"

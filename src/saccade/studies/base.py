@@ -185,14 +185,14 @@ class Column:
     Attributes:
         key: name of the figure.
         heading: of the column.
-        form: how it is written: a share as percentage, a plain number, or a count.
+        form: what it is: a share (written as percentage), a plain number, a count, or a time, which is above 0.
         is_drawn: whether it also has a chart.
         is_hit: whether its values are 0 or 1 (or between, where a tie counts in part): hits of one try each.
     """
 
     key: str
     heading: str
-    form: Literal["percent", "number", "count"] = "number"
+    form: Literal["percent", "number", "count", "time"] = "number"
     is_drawn: bool = False
     is_hit: bool = False
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import active_children, get_context
 from pathlib import Path
+
+import torch
 
 from saccade.data.source import DataSource
 from saccade.errors import DataError, RunError
@@ -39,7 +45,22 @@ class Progress:
 Watch = Callable[[Progress], None]
 
 
-def run_study(study: Study, budget: Budget, folder: Path, watch: Watch | None = None) -> Report:
+@dataclass(frozen=True)
+class Workers:
+    """Processes that carry out trials beside each other.
+
+    Attributes:
+        count: how many.
+        study: gives the study once more, in another process; has to be picklable.
+    """
+
+    count: int
+    study: Callable[[], Study]
+
+
+def run_study(
+    study: Study, budget: Budget, folder: Path, watch: Watch | None = None, workers: Workers | None = None
+) -> Report:
     """Run a study to its end and judge it.
 
     Args:
@@ -47,49 +68,129 @@ def run_study(study: Study, budget: Budget, folder: Path, watch: Watch | None = 
         budget: at which scale.
         folder: of all studies; finished trials are kept below it.
         watch: told where it stands.
+        workers: None: one trial after the other, in this process.
 
     Raises:
         DataError: where the data has too few pictures.
         RunError: where a trial did not spend what it should, or the folder cannot be written.
     """
-    sources = _sources(study, budget)
-    for source in filter(None, sources.values()):
-        for told, split in (("train", "train"), ("held out", held_out(source))):
-            check_size(len(source.split(split)), told, source.name)
-    prints = {name: source.fingerprint() if source else {} for name, source in sources.items()}
-    cache = Cache(folder, study, budget, prints)
-    unit, amount = (study.spend.unit, study.spend.amount(budget.scale)) if study.spend else (None, 0.0)
-    allowance = Allowance(unit=unit, amount=amount)
+    bench = _Bench(study, budget, folder)
     plan = [(name, seed) for seed in range(study.num_seeds(budget)) for name in study.arms]
-    tell = _Teller(watch, len(plan))
+    kept = {trial: found for trial in plan if (found := bench.kept(*trial)) is not None}
+    missing = [trial for trial in plan if trial not in kept]
+    tell = _Teller(watch, len(plan), len(kept))
+    if workers is not None and min(workers.count, len(missing)) > 1:
+        _share_out(workers, bench, missing, tell)
+        kept |= {trial: found for trial in missing if (found := bench.kept(*trial)) is not None}
     outcomes = []
-    for place, (name, seed) in enumerate(plan):
-        arm = study.arms[name]
-        outcome = cache.read(name, arm, seed)
-        if outcome is None:
-            progress = tell.within(place, f"{study.name}: {name}, seed {seed}")
-            trial = Trial(
-                name, arm, seed, scale=budget.scale, allowance=allowance, source=sources[name], progress=progress
-            )
-            progress(0.0)
-            start = time.perf_counter()
-            measured = study.measure(trial)
-            check_spent(trial)
-            outcome = Outcome(
-                arm=name, seed=seed, measured=measured, spent=trial.spent, seconds=time.perf_counter() - start
-            )
-            cache.write(outcome, arm)
-        else:
-            tell.cached += 1
-        outcomes.append(outcome)
+    for trial in plan:
+        name, seed = trial
+        if trial not in kept:
+            progress = tell.within(len(kept), f"{study.name}: {name}, seed {seed}")
+            kept[trial] = bench.carry_out(name, seed, progress)
+        outcomes.append(kept[trial])
     results = Results(tuple(outcomes))
-    findings = [*study.judge(results), *unevenness(results, allowance)]
+    findings = [*study.judge(results), *unevenness(results, bench.allowance)]
     advice = tuple(study.advice(results)) if study.advice else ()
     seconds = sum(outcome.seconds for outcome in outcomes)
-    told = "; ".join(dict.fromkeys(_told(source) for source in sources.values() if source is not None))
+    told = "; ".join(dict.fromkeys(_told(source) for source in bench.sources.values() if source is not None))
     return Report(
         study=study, budget=budget, results=results, findings=findings, seconds=seconds, data=told, advice=advice
     )
+
+
+class _Bench:
+    """A study with everything that its trials need.
+
+    Args:
+        study: what is run.
+        budget: at which scale.
+        folder: of all studies.
+
+    Attributes:
+        sources: data of each arm.
+        allowance: what each training may spend.
+
+    Raises:
+        DataError: where the data has too few pictures.
+    """
+
+    def __init__(self, study: Study, budget: Budget, folder: Path) -> None:
+        self.study, self.budget, self.folder = study, budget, folder
+        self.sources = _sources(study, budget)
+        for source in filter(None, self.sources.values()):
+            for told, split in (("train", "train"), ("held out", held_out(source))):
+                check_size(len(source.split(split)), told, source.name)
+        prints = {name: source.fingerprint() if source else {} for name, source in self.sources.items()}
+        self._cache = Cache(folder, study, budget, prints)
+        unit, amount = (study.spend.unit, study.spend.amount(budget.scale)) if study.spend else (None, 0.0)
+        self.allowance = Allowance(unit=unit, amount=amount)
+
+    def kept(self, name: str, seed: int) -> Outcome | None:
+        """A trial that was finished earlier."""
+        return self._cache.read(name, self.study.arms[name], seed)
+
+    def carry_out(self, name: str, seed: int, progress: Callable[[float], None] | None = None) -> Outcome:
+        """Measure an arm with a seed, and keep it."""
+        arm = self.study.arms[name]
+        trial = Trial(
+            name,
+            arm,
+            seed,
+            scale=self.budget.scale,
+            allowance=self.allowance,
+            source=self.sources[name],
+            progress=progress,
+        )
+        if progress is not None:
+            progress(0.0)
+        start = time.perf_counter()
+        measured = self.study.measure(trial)
+        check_spent(trial)
+        seconds = time.perf_counter() - start
+        outcome = Outcome(arm=name, seed=seed, measured=measured, spent=trial.spent, seconds=seconds)
+        self._cache.write(outcome, arm)
+        return outcome
+
+
+def _share_out(workers: Workers, bench: _Bench, missing: Sequence[tuple[str, int]], tell: _Teller) -> None:
+    """Let processes of one share of the threads each carry out trials; what they find is kept on disk.
+
+    Processes are started afresh: a copy of this one could inherit locks of its threads.
+    """
+    count = min(workers.count, len(missing))
+    threads = max(torch.get_num_threads() // count, 1)
+    words = f"{bench.study.name}: {count} trials at a time"
+    tell.within(tell.cached, words)(0.0)
+    with ProcessPoolExecutor(count, get_context("spawn"), _begin, (threads,)) as pool:
+        futures = [pool.submit(_work, workers.study, bench.budget, bench.folder, *trial) for trial in missing]
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                tell.within(tell.cached + done, words)(0.0)
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in active_children():
+                child.terminate()
+            if isinstance(error, BrokenProcessPool):
+                remedy = "try again with --workers 1, which needs less memory"
+                raise RunError("a process was ended from outside", where=bench.study.name, remedy=remedy) from None
+            raise
+
+
+def _begin(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
+    torch.set_num_threads(threads)
+
+
+def _work(study: Callable[[], Study], budget: Budget, folder: Path, name: str, seed: int) -> None:
+    if not _benches:
+        _benches.append(_Bench(study(), budget, folder))
+    _benches[0].carry_out(name, seed)
+
+
+_benches: list[_Bench] = []
+"""Of a worker: what it works at, from its first trial on."""
 
 
 def _sources(study: Study, budget: Budget) -> dict[str, DataSource | None]:
@@ -153,8 +254,8 @@ def _mean(values: Sequence[float]) -> float:
 class _Teller:
     """Says how much is done and how much time is left."""
 
-    def __init__(self, watch: Watch | None, count: int) -> None:
-        self.watch, self.count, self.cached = watch, count, 0
+    def __init__(self, watch: Watch | None, count: int, cached: int) -> None:
+        self.watch, self.count, self.cached = watch, count, cached
         self.began = time.monotonic()
 
     def within(self, place: int, words: str) -> Callable[[float], None]:

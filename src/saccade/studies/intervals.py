@@ -3,7 +3,8 @@
 Trials of one seed share their initial numbers, their order of pictures and their augmentation, so arms are compared
 seed by seed: the interval is Student's, of the mean difference (of logarithms where a ratio is asked for). A share
 lies between 0 and 1, and so does its interval: Student's, of the angle whose squared sine it is, which evens out the
-spread of shares near the ends. A difference of two shares is cut at what it can be. Values of single pictures are
+spread of shares near the ends. A difference of two shares is cut at what it can be; times get the interval of their
+logarithms, around the geometric mean. Values of single pictures are
 another matter: hits get Wilson's interval (Wilson 1927), other figures a bootstrap over the pictures (Efron 1979).
 """
 
@@ -89,6 +90,19 @@ def share_interval(values: Sequence[float]) -> Interval:
     low, high = (math.sin(min(max(end, 0.0), math.pi / 2)) ** 2 for end in (angles.low, angles.high))
     mean = math.fsum(known) / len(known)
     return Interval(mean, min(low, mean), max(high, mean), len(known))
+
+
+def positive_interval(values: Sequence[float]) -> Interval:
+    """The interval of the geometric mean of values above 0, such as times: Student's of the logarithms.
+
+    A machine that does other work now and then makes some times far longer, and none shorter than the work itself.
+    Values that are NaN are left out; where one is not above 0, it is Student's of the values themselves.
+    """
+    known = [value for value in values if math.isfinite(value)]
+    if not known or min(known) <= 0:
+        return interval(known)
+    logs = interval([math.log(value) for value in known])
+    return Interval(_exp(logs.mean), _exp(logs.low), _exp(logs.high), logs.count)
 
 
 def hit_interval(values: Sequence[float]) -> Interval:
@@ -177,14 +191,14 @@ def overall(findings: Sequence[Finding]) -> Status:
     return "holds" if found == {"holds"} else "undecided"
 
 
-def told_interval(found: Interval, form: Form | Literal["count"] = "number") -> str:
+def told_interval(found: Interval, form: Form | Literal["count", "time"] = "number") -> str:
     """A mean with its interval, for people."""
     if not found.count:
         return "–"
     if form == "count":
         around = "" if found.mean == found.low else f" ± {found.high - found.mean:,.0f}"
         return f"{found.mean:,.0f}{around}"
-    if not math.isfinite(found.low):
+    if not math.isfinite(found.high):
         return f"{_one(found.mean, form)} (one value)"
     if found.low == found.high:
         return _one(found.mean, form)
@@ -217,7 +231,7 @@ def _signed(found: Interval, form: Form) -> str:
     return f"{_one(found.mean, form, '+')} ({_one(found.low, form, '+')} to {_one(found.high, form, '+')})"
 
 
-def _one(value: float, form: Form, sign: str = "") -> str:
+def _one(value: float, form: Form | Literal["time"], sign: str = "") -> str:
     return f"{100 * value:{sign}.1f} %" if form in ("percent", "points") else f"{value:{sign}.3g}"
 
 

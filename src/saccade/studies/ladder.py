@@ -120,7 +120,7 @@ def ladder(data: str | Path | DataSource, *, command: str = "") -> Study:
             Column(key="quality", heading=rungs.told, form="percent", is_drawn=True),
             Column(key="parameters", heading="parameters", form="count"),
             Column(key="flops", heading="million operations", form="count"),
-            Column(key="ms", heading="ms per picture", is_drawn=True),
+            Column(key="ms", heading="ms per picture", form="time", is_drawn=True),
             Column(key="images", heading="pictures seen", form="count"),
         ),
         seeds=3,

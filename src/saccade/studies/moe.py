@@ -76,7 +76,7 @@ STUDY = Study(
         "moe": _arm(backbone__moe__num_experts=EXPERTS, backbone__moe__every=1),
         "wide": _arm(backbone__mlp_ratio=4.0 * EXPERTS),
     },
-    spend=Spend(unit="images", smoke=100, quick=4000, full=60_000),
+    spend=Spend(unit="images", smoke=100, quick=3000, full=15_000),
     data=clothes,
     measure=measure,
     judge=judge,
@@ -85,7 +85,7 @@ STUDY = Study(
         Column(key="parameters", heading="parameters", form="count"),
         Column(key="flops", heading="million operations", form="count"),
         Column(key="per_token", heading="thousand operations per token", form="count"),
-        Column(key="us_per_token", heading="µs per token", is_drawn=True),
+        Column(key="us_per_token", heading="µs per token", form="time", is_drawn=True),
     ),
     source=__file__,
 )

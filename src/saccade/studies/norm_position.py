@@ -33,7 +33,7 @@ STUDY = Study(
     "clipping, over two depths and three learning rates. A run fails where its loss is not finite or ends above 0.9 "
     "times that of guessing. Refuted if post-norm does not fail more often, or not more so in deeper networks.",
     arms=arms({"pre": {"backbone.norm_position": "pre"}, "post": {"backbone.norm_position": "post"}}),
-    spend=Spend(unit="images", smoke=50, quick=1500, full=30_000),
+    spend=Spend(unit="images", smoke=50, quick=1500, full=10_000),
     data=clothes,
     measure=measure,
     judge=judge,

@@ -31,7 +31,7 @@ STUDY = Study(
     "with RMSNorm. Refuted if runs with RMSNorm fail as often or more, end with a loss as high or higher, or if a step "
     "costs as much or more.",
     arms=arms({"layer": {"backbone.norm": "layer"}, "rms": {"backbone.norm": "rms"}}),
-    spend=Spend(unit="images", smoke=50, quick=1500, full=30_000),
+    spend=Spend(unit="images", smoke=50, quick=1500, full=10_000),
     data=clothes,
     measure=measure,
     judge=judge,
@@ -39,7 +39,7 @@ STUDY = Study(
         Column(key="failed", heading="share of runs that fail", form="percent", is_drawn=True),
         Column(key="loss", heading="last loss", is_drawn=True),
         Column(key="accuracy", heading="accuracy", form="percent"),
-        Column(key="step", heading="ms per step of 50"),
+        Column(key="step", heading="ms per step of 50", form="time"),
     ),
     plots=(Plot(series="gradient", title="Gradient at the start", across="block", up="norm"),),
     source=__file__,

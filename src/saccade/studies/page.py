@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saccade.console import clock
 from saccade.render.intervals import Spread, bands, dots
@@ -15,10 +16,14 @@ from saccade.studies.intervals import (
     hit_interval,
     interval,
     picture_interval,
+    positive_interval,
     share_interval,
     told_interval,
 )
 from saccade.tasks import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MARKS = {"holds": "●", "does not hold here": "○", "undecided": "◐"}
 """A shape beside the words, so that a verdict is never told by colour alone."""
@@ -45,9 +50,10 @@ def write_studies(path: Path, reports: Sequence[Report]) -> Path:
 def part(report: Report) -> Part:
     """What the page says of one study."""
     study, results = report.study, report.results
+    plots = [figure(drawn, title) for title, drawn in charts(report).items()]
     sections = [
         Section("What was found", study.method, table=findings_table(report)),
-        Section("Figures", _conditions(report), table=figures_table(report), plots=_charts(report)),
+        Section("Figures", _conditions(report), table=figures_table(report), plots=plots),
     ]
     if report.advice:
         sections.insert(1, Section("What to choose", " ".join(report.advice)))
@@ -57,9 +63,9 @@ def part(report: Report) -> Part:
         if results.measured_on(arm)
     ]
     if shots := [(o.arm, shot) for o in results.outcomes for shot in o.measured.shots]:
-        plots = [Picture(_uri(shot.png), f"{arm}: {shot.caption}") for arm, shot in shots]
+        shown = [Picture(_uri(shot.png), f"{arm}: {shot.caption}") for arm, shot in shots]
         note = "; ".join(dict.fromkeys(f"{arm}: {shot.caption}" for arm, shot in shots))
-        sections.append(Section("Pictures", note, plots=plots))
+        sections.append(Section("Pictures", note, plots=shown))
     sections.append(Section("Repeat it", command(report)))
     seeds = len(results.of(results.arms()[0]))
     figures = [
@@ -101,6 +107,8 @@ def figures_table(report: Report) -> Table:
 
 def column_interval(column: Column, values: Sequence[float]) -> Interval:
     """The interval over seeds that suits a column."""
+    if column.form == "time":
+        return positive_interval(values)
     return share_interval(values) if column.form == "percent" else interval(values)
 
 
@@ -146,24 +154,25 @@ def _spent(outcomes: Sequence[Outcome]) -> str:
     return f"{images:,.0f} pictures, {seconds:.1f} s"
 
 
-def _charts(report: Report) -> list[Picture]:
-    drawn = [_dots(column, report.results) for column in report.study.columns if column.is_drawn]
-    lines = [_bands(plot, report.results) for plot in report.study.plots]
-    return [picture for picture in (*drawn, *lines) if picture is not None]
+def charts(report: Report) -> dict[str, Figure]:
+    """Everything of a study that is drawn: the figures of its arms, and its lines; by title."""
+    results = report.results
+    drawn = {column.heading: _dots(column, results) for column in report.study.columns if column.is_drawn}
+    lines = {plot.title: _bands(plot, results) for plot in report.study.plots}
+    return {**drawn, **{title: found for title, found in lines.items() if found is not None}}
 
 
 def _spread(values: Sequence[float], found: Interval) -> Spread:
     return Spread(values, found.mean, found.low, found.high)
 
 
-def _dots(column: Column, results: Results) -> Picture:
+def _dots(column: Column, results: Results) -> Figure:
     values = {arm: results.values(arm, column.key) for arm in results.arms()}
     rows = {arm: _spread(found, column_interval(column, found)) for arm, found in values.items()}
-    drawn = dots(rows, title=column.heading, in_percent=column.form == "percent")
-    return figure(drawn, f"{column.heading}, by arm")
+    return dots(rows, title=column.heading, in_percent=column.form == "percent")
 
 
-def _bands(plot: Plot, results: Results) -> Picture | None:
+def _bands(plot: Plot, results: Results) -> Figure | None:
     lines = {}
     for arm in results.arms():
         found = [o.measured.series[plot.series] for o in results.of(arm) if plot.series in o.measured.series]
@@ -177,7 +186,7 @@ def _bands(plot: Plot, results: Results) -> Picture | None:
             lines[arm] = (list(found[0][0])[:length], spreads)
     if not lines:
         return None
-    return figure(bands(lines, title=plot.title, across=plot.across, up=plot.up), plot.title)
+    return bands(lines, title=plot.title, across=plot.across, up=plot.up)
 
 
 def _uri(png: bytes) -> str:

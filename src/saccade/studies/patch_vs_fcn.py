@@ -58,8 +58,8 @@ STUDY = Study(
     measure=measure,
     judge=judge,
     columns=(
-        Column(key="sliding", heading="s per picture, sliding"),
-        Column(key="one_pass", heading="s per picture, one pass"),
+        Column(key="sliding", heading="s per picture, sliding", form="time"),
+        Column(key="one_pass", heading="s per picture, one pass", form="time"),
         Column(key="ratio", heading="ratio at the largest size"),
         Column(key="gap", heading="largest difference of logits"),
     ),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -17,7 +19,7 @@ from saccade.studies.base import FULL, QUICK, Budget, Report, Study
 from saccade.studies.catalogue import ALL, LADDER, find, names
 from saccade.studies.explanations import explanations
 from saccade.studies.harness import Progress as Standing
-from saccade.studies.harness import run_study
+from saccade.studies.harness import Workers, run_study
 from saccade.studies.intervals import Interval, interval
 from saccade.studies.ladder import ladder
 from saccade.studies.page import (
@@ -42,6 +44,7 @@ def study(
     out: str | Path = OUT,
     budget: Budget | None = None,
     quiet: bool = True,
+    workers: int = 1,
 ) -> list[Report]:
     """Measure a claim of the field: under equal budgets, with several seeds, judged by intervals.
 
@@ -54,6 +57,8 @@ def study(
         out: folder for the page, the figures and the trials.
         budget: another budget than these two.
         quiet: no live progress.
+        workers: processes that carry out trials beside each other, each with its share of the threads. A script that
+            asks for more than one needs the usual ``if __name__ == "__main__":``.
 
     Raises:
         UnknownNameError: with the nearest name.
@@ -68,7 +73,10 @@ def study(
     check_folder(folder)
     scale = budget or (QUICK if quick else FULL)
     console = new_console()
-    reports = run_all(chosen, scale, folder, console, quiet=quiet)
+    # Other processes can open what has a name, but not what was made here.
+    is_named = data is None or isinstance(data, str | Path)
+    helpers = [Workers(workers, partial(_chosen, name, data, place)) for place in range(len(chosen))]
+    reports = run_all(chosen, scale, folder, console, helpers if is_named else (), quiet=quiet)
     page = write_results(folder, "studies" if name == ALL else chosen[0].name, reports)
     if not quiet:
         console.print(f"\nwritten: {page}")
@@ -94,10 +102,34 @@ def choose(name: str, data: Any = None) -> list[Study]:
     return chosen
 
 
+def usual_workers() -> int:
+    """One process per core that may be used, at most 4, as each takes about a gigabyte; one beside an accelerator."""
+    return 1 if torch.cuda.is_available() else min(torch.get_num_threads(), 4)
+
+
+def _chosen(name: str, data: Any, place: int) -> Study:
+    return choose(name, data)[place]
+
+
 def run_all(
-    studies: Sequence[Study], budget: Budget, folder: Path, console: Console, *, quiet: bool = False
+    studies: Sequence[Study],
+    budget: Budget,
+    folder: Path,
+    console: Console,
+    helpers: Sequence[Workers] = (),
+    *,
+    quiet: bool = False,
 ) -> list[Report]:
-    """Run studies one after the other, with live progress and the time that is left."""
+    """Run studies one after the other, with live progress and the time that is left.
+
+    Args:
+        studies: which.
+        budget: at which scale.
+        folder: for all of them.
+        console: where progress and reports are printed.
+        helpers: who carries out the trials of each study; none: this process.
+        quiet: print nothing.
+    """
     columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %  {task.description}"))
     reports: list[Report] = []
     began = time.monotonic()
@@ -115,7 +147,7 @@ def run_all(
                 words = f"{standing.words}  {clock(left)} left"
                 bar.update(work, completed=place + standing.share, description=words)
 
-            report = run_study(one, budget, folder, watch)
+            report = run_study(one, budget, folder, watch, helpers[place] if helpers else None)
             reports.append(report)
             if not quiet:
                 print_report(report, bar.console)

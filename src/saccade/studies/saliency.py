@@ -5,6 +5,8 @@ B pictures · h, w picture
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,30 +38,50 @@ def measure(trial: Trial) -> Measured:
     trial.train(model)
     held = trial.data.split("test")
     assert isinstance(held, SyntheticClassification)
-    count = trial.pick(2, 12, 48)
+    count = trial.pick(2, 12, 40)
     pictures = [held[index].image for index in range(count)]
-    subject, options = Subject(model), ExplainOptions(method=METHODS[trial.name])
-    heats = [found[0] for found in explain_batch(subject, pictures, options=options)]
-    figures = [heat.verdict.figures for heat in heats if heat.verdict is not None]
     masks = [scene.objects[0].mask for scene in held.scenes[:count]]
-    inside = [energy_inside(heat.map.abs(), mask) for heat, mask in zip(heats, masks, strict=True)]
     generator = torch.Generator().manual_seed(trial.seed)
     noisy = [_noisy(picture, generator) for picture in pictures]
-    silent = ExplainOptions(method=METHODS[trial.name], verdict=False)
-    again = [found[0] for found in explain_batch(subject, noisy, options=silent)]
-    names = ("deletion", "insertion", "deletion_random", "deletion_centre", "insertion_centre", "similarity_abs")
-    found = {name: _mean([f[name] for f in figures if name in f]) for name in names}
+    details, shots = {}, []
+    for name, method in METHODS.items():
+        heats = [found[0] for found in explain_batch(Subject(model), pictures, options=ExplainOptions(method=method))]
+        silent = ExplainOptions(method=method, verdict=False)
+        again = [found[0] for found in explain_batch(Subject(model), noisy, options=silent)]
+        details[name] = _told(heats, again, masks)
+        if trial.draws:
+            shots.append(_shot(name, heats[:4]))
     return Measured(
         figures={
-            **found,
             "accuracy": trial.evaluate(model).metrics["top1"] or 0.0,
-            "inside": _mean([share for share, _ in inside]),
-            "area": _mean([area for _, area in inside]),
-            "noise": _mean([rank_similarity(a.map, b.map) for a, b in zip(heats, again, strict=True)]),
-            "failed": _mean([float(heat.verdict.status == "failed") for heat in heats if heat.verdict is not None]),
+            **{key: _mean(values) for key, values in details["gradient"].items()},
         },
-        shots=_shot(trial.name, heats[:4]) if trial.draws else (),
+        details=details,
+        shots=shots,
     )
+
+
+def _told(heats: list[Heatmap], again: list[Heatmap], masks: list[Tensor]) -> dict[str, list[float]]:
+    """The figures of every map.
+
+    Args:
+        heats: the maps, with their verdicts.
+        again: maps of the same pictures under noise.
+        masks: ``[h, w]`` bool, the object of each picture.
+    """
+    verdicts = [heat.verdict for heat in heats]
+    names = ("deletion", "insertion", "deletion_random", "deletion_centre", "similarity_abs")
+    found = {
+        name: [verdict.figures.get(name, math.nan) if verdict else math.nan for verdict in verdicts] for name in names
+    }
+    inside = [energy_inside(heat.map.abs(), mask) for heat, mask in zip(heats, masks, strict=True)]
+    return {
+        **found,
+        "inside": [share for share, _ in inside],
+        "area": [area for _, area in inside],
+        "noise": [rank_similarity(a.map, b.map) for a, b in zip(heats, again, strict=True)],
+        "failed": [float(verdict is not None and verdict.status == "failed") for verdict in verdicts],
+    }
 
 
 def _noisy(picture: Tensor, generator: torch.Generator) -> Tensor:
@@ -68,19 +90,21 @@ def _noisy(picture: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+    known = [value for value in values if math.isfinite(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
-def _shot(name: str, heats: list[Heatmap]) -> list[Shot]:
+def _shot(name: str, heats: list[Heatmap]) -> Shot:
     panels = [render.Panel(image=heat.image, heat=heat.map, is_signed=heat.is_signed, title=heat.of) for heat in heats]
-    return [Shot(png=render.to_png(render.side_by_side([panels], size=1.6), dpi=80), caption=name)]
+    return Shot(png=render.to_png(render.side_by_side([panels], size=1.6), dpi=80), caption=name)
 
 
 def judge(results: Results) -> list[Finding]:
     """The plain gradient against chance, against a control that knows nothing, and against noise."""
+    (arm,) = results.arms()
 
     def of(key: str) -> list[float]:
-        return results.values("gradient", key)
+        return results.values(arm, key)
 
     return [
         more(
@@ -109,24 +133,29 @@ STUDY = Study(
     method="Maps of a small network trained on scenes of one shape. Refuted if hiding the shown pixels first costs no "
     "more than hiding random ones or the middle, if the evidence lies on the object no more than its area, if the map "
     "of shuffled weights is alike (rank correlation above 0.5), or if hardly visible noise changes it (below 0.5).",
-    arms={
-        name: Arm(model="resnet_test", overrides={**CNN, "preprocess.size": [64, 64]}, train=SCENES) for name in METHODS
-    },
-    spend=Spend(unit="images", smoke=64, quick=2500, full=60_000),
+    arms={"cnn": Arm(model="resnet_test", overrides={**CNN, "preprocess.size": [64, 64]}, train=SCENES)},
+    spend=Spend(unit="images", smoke=64, quick=8000, full=40_000),
     data=scenes,
     measure=measure,
     judge=judge,
     columns=(
+        Column(key="accuracy", heading="accuracy", form="percent"),
+        Column(key="deletion", heading="gradient: deletion, area under the score"),
+        Column(key="deletion_random", heading="random order"),
+        Column(key="deletion_centre", heading="middle first"),
+        Column(key="inside", heading="on the object", form="percent", is_drawn=True),
+        Column(key="noise", heading="like itself under noise", is_drawn=True),
+    ),
+    details=(
         Column(key="deletion", heading="deletion, area under the score"),
         Column(key="deletion_random", heading="random order"),
         Column(key="deletion_centre", heading="middle first"),
         Column(key="insertion", heading="insertion"),
-        Column(key="inside", heading="on the object", form="percent", is_drawn=True),
+        Column(key="inside", heading="on the object", form="percent"),
         Column(key="area", heading="object's area", form="percent"),
         Column(key="similarity_abs", heading="like the map of shuffled weights"),
-        Column(key="noise", heading="like itself under noise", is_drawn=True),
-        Column(key="failed", heading="maps judged failed", form="percent"),
-        Column(key="accuracy", heading="accuracy", form="percent"),
+        Column(key="noise", heading="like itself under noise"),
+        Column(key="failed", heading="judged failed", form="percent", is_hit=True),
     ),
     source=__file__,
 )

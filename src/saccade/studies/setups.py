@@ -67,7 +67,9 @@ def objects(scale: Scale) -> DataSource:
 
 def few_objects(scale: Scale) -> DataSource:
     """Fewer of these scenes, for detectors that search every picture first."""
-    return shortened(objects(scale), {"smoke": {}, "quick": {"train": 60, "val": 16}, "full": {"train": 400}}[scale])
+    return shortened(
+        objects(scale), {"smoke": {}, "quick": {"train": 40, "val": 8}, "full": {"train": 120, "val": 30}}[scale]
+    )
 
 
 def scenes(scale: Scale) -> DataSource:

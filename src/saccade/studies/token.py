@@ -87,7 +87,7 @@ STUDY = Study(
     "query gathers, at two sizes of the pictures. Refuted if one of the two of the claim does not learn (accuracy "
     "above 50 %), or if they lie more than 3 points apart.",
     arms={f"{pool}, {side} px": _arm(pool, side) for side in SIDES for pool in ("token", "average", "attention")},
-    spend=Spend(unit="images", smoke=100, quick=3000, full=60_000),
+    spend=Spend(unit="images", smoke=100, quick=3000, full=14_000),
     data=clothes,
     measure=measure,
     judge=judge,
@@ -95,7 +95,7 @@ STUDY = Study(
         Column(key="accuracy", heading="accuracy", form="percent", is_drawn=True),
         Column(key="distance", heading="attention distance, share of the side", form="percent"),
         Column(key="flops", heading="million operations", form="count"),
-        Column(key="ms", heading="ms per picture"),
+        Column(key="ms", heading="ms per picture", form="time"),
     ),
     plots=(Plot(series="distance", title="How far patches look", across="block", up="share of the side"),),
     source=__file__,

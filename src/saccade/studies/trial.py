@@ -160,7 +160,8 @@ class Trial:
         self._pictures = pictures
         config = self._config(settings)
         steps = self._num_steps(model, config)
-        per_epoch = math.ceil(len(self._training()) / config.batch_size)
+        # The last batch of an epoch may be smaller, so it is left out: every step sees equally many pictures.
+        per_epoch = max(len(self._training()) // config.batch_size, 1)
         config = self._config({**settings, **_lasting(*divided(steps, per_epoch))})
         limit = self.allowance.amount * _PATIENCE if self.allowance.unit == "seconds" else math.inf
         result = self._run(model, config, limit)
@@ -184,11 +185,11 @@ class Trial:
         return from_dict(TrainConfig, fields)
 
     def _num_steps(self, model: AnyModel, config: TrainConfig) -> int:
-        allowance = self.allowance
+        allowance, batch = self.allowance, min(config.batch_size, len(self._training()))
         if allowance.unit == "images":
-            share = allowance.amount / config.batch_size
+            share = allowance.amount / batch
         elif allowance.unit == "flops":
-            share = allowance.amount / (BACKWARD * count_flops(model) * config.batch_size)
+            share = allowance.amount / (BACKWARD * count_flops(model) * batch)
         else:
             share = allowance.amount / self._seconds_per_step(model, config)
         return max(round(share), 1)

@@ -87,13 +87,13 @@ STUDY = Study(
                 "upsample": kind,
                 "widths": [16, 24, 32],
                 "convs": [1, 1, 1],
-                "preprocess.size": [128, 128],
+                "preprocess.size": [64, 64],
             },
             train=NUCLEI,
         )
         for kind in KINDS
     },
-    spend=Spend(unit="images", smoke=16, quick=288, full=4320),
+    spend=Spend(unit="images", smoke=16, quick=800, full=4800),
     data=nuclei,
     measure=measure,
     judge=judge,

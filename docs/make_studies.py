@@ -1,0 +1,91 @@
+"""Writes the figures of a full run of all studies into ``studies.md``, with one small chart of each.
+
+    saccade study all && python docs/make_studies.py [FOLDER]
+
+Trials are read from the folder that ``saccade study all`` leaves; those that are missing there are run.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from saccade import render
+from saccade.atomic import write_bytes
+from saccade.console import clock
+from saccade.studies.base import Report
+from saccade.studies.page import MARKS, charts, command, figures_table, findings_table
+from saccade.studies.run import OUT, study
+from saccade.tasks import Table
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- figures: written by make_studies.py -->", "<!-- end of figures -->"
+DRAWN = {"moe": "moe", "queries": "10 queries", "cam-family": "cnn"}
+"""Studies of which a picture says more than a chart, and the arm that drew it."""
+WIDEST = 720
+"""Pixels of a picture."""
+
+
+def main() -> None:
+    """Read, draw, write."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
+    reports = study("all", out=folder)
+    page = HERE / "studies.md"
+    text = page.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    parts = [contents(reports), *(told(report) for report in reports)]
+    write_bytes(page, (before + "\n\n".join([BEGIN, *parts, END]) + after).encode())
+    print(page)
+
+
+def contents(reports: Sequence[Report]) -> str:
+    """All verdicts at a glance."""
+    rows = []
+    for report in reports:
+        name, parts = report.study.name, [finding.status for finding in report.findings]
+        counts = ", ".join(f"{parts.count(status)} {status}" for status in MARKS if status in parts)
+        rows.append((f"[`{name}`](#{name})", f"{MARKS[report.status]} {report.status}", counts, clock(report.seconds)))
+    return markdown(Table(("study", "says", "parts of the claim", "minutes of work"), rows))
+
+
+def told(report: Report) -> str:
+    """What one study found."""
+    name = report.study.name
+    head = f"### {name}\n\n{MARKS[report.status]} **{report.status}** - “{report.study.claim}”"
+    picture = f"![{picture_of(report, HERE / 'pictures' / 'studies' / f'{name}.png')}](pictures/studies/{name}.png)"
+    tables = [markdown(findings_table(report)), picture, markdown(figures_table(report))]
+    conditions = f"{report.data or 'random pixels'}; {len(report.results.of(report.results.arms()[0]))} seeds"
+    advice = [" ".join(report.advice)] if report.advice else []
+    return "\n\n".join([head, *tables, *advice, f"*{conditions}; repeat it with `{command(report)}`*"])
+
+
+def picture_of(report: Report, path: Path) -> str:
+    """Draw the first chart of a study, or what an arm drew; returns what it shows."""
+    name = DRAWN.get(report.study.name)
+    shots = [shot for one in report.results.outcomes if one.arm == name for shot in one.measured.shots]
+    if shots:
+        title, png = shots[0].caption, shots[0].png
+    else:
+        title, figure = next(iter(charts(report).items()))
+        png = render.to_png(figure, dpi=90)
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture.thumbnail((WIDEST, WIDEST))
+    written = io.BytesIO()
+    picture.quantize(64).save(written, format="PNG", optimize=True)
+    write_bytes(path, written.getvalue())
+    return title
+
+
+def markdown(table: Table) -> str:
+    """A table; bars in it are escaped."""
+    rows = [table.head, ["---"] * len(table.head), *table.rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+if __name__ == "__main__":
+    main()
