@@ -99,7 +99,7 @@ def positive_interval(values: Sequence[float]) -> Interval:
     Values that are NaN are left out; where one is not above 0, it is Student's of the values themselves.
     """
     known = [value for value in values if math.isfinite(value)]
-    if not known or min(known) <= 0:
+    if len(known) < 2 or min(known) <= 0:
         return interval(known)
     logs = interval([math.log(value) for value in known])
     return Interval(_exp(logs.mean), _exp(logs.low), _exp(logs.high), logs.count)
