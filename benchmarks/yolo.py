@@ -35,9 +35,9 @@ from fitted_detector import scenes
 from measure import Row, parser, report
 from other_program import CLOCKS, surroundings
 from saccade.data.decode import read_image
-from saccade.engine.fast import fuse_batch_norms
 from saccade.engine.predict import PredictConfig, Predictor
 from saccade.models.detector import Detector
+from saccade.nn.fuse import fuse_batch_norms
 from saccade.ops.boxes import box_iou
 from saccade.types import ImageBatch
 

@@ -13,13 +13,13 @@ from saccade.engine import predict as predict_module
 from saccade.engine.fast import (
     Candidate,
     candidates,
-    fuse_batch_norms,
     has_eight_bit_kernel,
     quantize_linears,
 )
 from saccade.engine.predict import NUM_CHECKED, PredictConfig, Predictor
 from saccade.errors import ConfigError, ImageError
 from saccade.models.build import create
+from saccade.nn.fuse import fuse_batch_norms
 from saccade.types import Detections
 
 

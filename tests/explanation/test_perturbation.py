@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError, ExplainError
+from saccade.explanation import perturbation, rounded
 from saccade.explanation.perturbation import (
     RISE,
     Occlusion,
@@ -17,6 +18,9 @@ from saccade.explanation.perturbation import (
     rise_values,
     standard_error,
 )
+from saccade.explanation.rounded import quick_copy
+from saccade.explanation.scores import class_score
+from saccade.models.build import create
 from saccade.ops.image import Preprocess
 from saccade.types import ExplainSpec, Geometry, GridLayer, ImageBatch
 
@@ -246,3 +250,41 @@ def test_few_photographs_and_many_icons_go_together_on_a_processor() -> None:
     assert masks_at_once(photographs, 64) == 3
     assert masks_at_once(ImageBatch.of(torch.zeros(1, 3, 28, 28)), 64) == 64
     assert masks_at_once(ImageBatch.of(torch.zeros(5, 3, 2000, 2000)), 64) == 1
+
+
+def test_random_masks_are_asked_of_a_quick_copy_only_where_its_scores_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = create("resnet_test", num_classes=4).eval()
+    images = ImageBatch.of(torch.randn(1, 3, *model.preprocess.size))
+    exact = RISE(num_masks=40, precision="float32")(model, images, [class_score(1)], model.explain_spec())
+    monkeypatch.setattr(perturbation, "can_round", lambda model, device: True)
+    monkeypatch.setattr(rounded, "MAX_DEVIATION", 0.3)  # scores of random weights hardly vary
+    copies: list[torch.nn.Module] = []
+    monkeypatch.setattr(perturbation, "quick_copy", lambda model: copies.append(quick_copy(model)) or copies[-1])
+    found = RISE(num_masks=40)(model, images, [class_score(1)], model.explain_spec())
+    assert found.notes == ("40 random masks, in bfloat16",)
+    assert len(copies) == 1
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) and part.training for part in copies[0].modules())
+    assert torch.corrcoef(torch.stack([found.values.flatten(), exact.values.flatten()]))[0, 1] > 0.95
+    # A copy that says something else is not used.
+    monkeypatch.setattr(perturbation, "quick_copy", lambda model: create("resnet_test", num_classes=4).eval())
+    refused = RISE(num_masks=40)(model, images, [class_score(1)], model.explain_spec())
+    assert torch.equal(refused.values, exact.values)
+
+
+def test_a_quick_copy_has_no_norms_and_says_the_same() -> None:
+    torch.manual_seed(0)
+    model = create("resnet_test", num_classes=4).eval()
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(part.running_mean)
+            torch.nn.init.uniform_(part.running_var, 0.5, 2)
+    images = ImageBatch.of(torch.randn(2, 3, *model.preprocess.size))
+    copied = quick_copy(model)
+    norms, left = (sum(isinstance(part, torch.nn.BatchNorm2d) for part in one.modules()) for one in (model, copied))
+    assert left < norms
+    with torch.no_grad():
+        torch.testing.assert_close(copied(images).logits, model(images).logits, rtol=1e-4, atol=1e-5)
+    assert quick_copy(plain := torch.nn.Linear(2, 2)) is plain
+    norm = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)).eval()
+    assert quick_copy(compiled := torch.compile(norm)) is compiled

@@ -9,16 +9,15 @@ R regions · C width of the maps · S cells per side of a region · P samples pe
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from saccade.engine.quantize import cpu_flags, has_eight_bit_kernel, quantize_convolutions, quantize_linears
+from saccade.nn.fuse import fuse_batch_norms
 from saccade.nn.roi import RoIExtractor
 
 TRANSFORMERS_AT_ONCE = 4
@@ -80,27 +79,6 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return False
     flags = cpu_flags()
     return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def fuse_batch_norms(model: nn.Module) -> int:
-    """Fold every batch norm that directly follows a convolution into it, in place; returns how many.
-
-    Two modules count as neighbours when they are declared one after the other with fitting widths. That is a
-    convention, not a proof, which is why the caller compares outputs afterwards.
-    """
-    count = 0
-    children = list(model.named_children())
-    for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
-        if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
-            continue
-        if conv.out_channels != norm.num_features or norm.running_mean is None:
-            continue
-        setattr(model, conv_name, fuse_conv_bn_eval(conv, norm))
-        # timm's BatchNormAct2d carries the activation that follows it.
-        rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
-        setattr(model, norm_name, nn.Sequential(*rest) if rest else nn.Identity())
-        count += 1
-    return count + sum(fuse_batch_norms(child) for child in model.children())
 
 
 class GatheredRegions(nn.Module):

@@ -23,7 +23,7 @@ from saccade.errors import ConfigError, ExplainError
 from saccade.explanation.attribution import Attribution, ScoreFn
 from saccade.explanation.boxes import enough_for
 from saccade.explanation.record import undisturbed
-from saccade.explanation.rounded import TRIAL, agrees, can_round, rounding
+from saccade.explanation.rounded import TRIAL, agrees, can_round, quick_copy, rounding
 from saccade.explanation.scores import when_hidden
 from saccade.types import ExplainSpec, ImageBatch
 
@@ -250,9 +250,12 @@ class RISE:
         may_round = self.precision == "auto" and self.num_masks > 2 * TRIAL and can_round(model, device)
         baseline = baseline_pixels(model, images, self.baseline)
 
+        quick = model
+
         def scores_under(start: int, count: int, *, is_rounded: bool) -> tuple[Tensor, Tensor]:
             masks = draws.enlarged(start, count, (height, width)).to(device)
-            return masks, next(masked_scores(model, images, baseline, [masks[None]], scores, is_rounded=is_rounded))
+            asked = quick if is_rounded else model
+            return masks, next(masked_scores(asked, images, baseline, [masks[None]], scores, is_rounded=is_rounded))
 
         while done < self.num_masks:
             count = min(at_once, self.num_masks - done)
@@ -263,6 +266,7 @@ class RISE:
             seen.append(chunk)
             done += count
             if may_round and done >= TRIAL:
+                quick = quick_copy(model)
                 again = [
                     scores_under(start, min(at_once, done - start), is_rounded=True)[1]
                     for start in range(0, done, at_once)

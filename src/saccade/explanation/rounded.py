@@ -11,11 +11,14 @@ T scores · B images · M masks · h, w grid
 
 from __future__ import annotations
 
+import copy
 from contextlib import AbstractContextManager, nullcontext
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+from saccade.nn.fuse import fuse_batch_norms
 
 TRIAL = 16
 """Masks on which rounded scores are compared with exact ones."""
@@ -46,6 +49,23 @@ def rounding(device: torch.device, *, is_on: bool) -> AbstractContextManager[obj
     if not is_on:
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+
+
+def quick_copy(model: nn.Module) -> nn.Module:
+    """A copy whose batch norms are folded into its convolutions, for many passes without gradients.
+
+    The model itself where there is nothing to fold, where it is compiled, or where it cannot be copied. What is folded
+    is guessed (``fuse_batch_norms``), so scores of the copy have to be compared.
+    """
+    parts = [*model.modules()]
+    is_compiled = any(hasattr(part, "_orig_mod") for part in parts)
+    if is_compiled or not any(isinstance(part, nn.BatchNorm2d) for part in parts):
+        return model
+    try:
+        copied = copy.deepcopy(model)
+    except (RuntimeError, TypeError):  # tensors with a history, handles of files or processes
+        return model
+    return copied if fuse_batch_norms(copied) else model
 
 
 def agrees(exact: Tensor, rounded: Tensor) -> bool:
