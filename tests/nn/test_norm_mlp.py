@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from saccade.nn import norm
 from saccade.nn.mlp import MLP, SwiGLU, build_mlp, hidden_width, quick_gelu
 from saccade.nn.norm import build_norm
 
@@ -56,3 +57,43 @@ def test_quick_gelu_is_close_to_gelu_but_not_it() -> None:
     values = torch.linspace(-4, 4, 101)
     gap = float((quick_gelu(values) - F.gelu(values)).abs().max())
     assert 1e-3 < gap < 0.03
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_quick_gradient_of_rmsnorm_is_torchs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    tokens, pull = torch.randn(2, 5, 3, 16).transpose(1, 2).to(dtype), torch.randn(2, 3, 5, 16).to(dtype)
+    torchs, ours = torch.nn.RMSNorm(16, eps=1e-6), build_norm("rms", 16, 1e-6)
+    torch.nn.init.normal_(torchs.weight)
+    ours.load_state_dict(torchs.state_dict())
+    torchs, ours = torchs.to(dtype), ours.to(dtype)
+    monkeypatch.setattr(norm, "FEWEST", 0)
+    found = []
+    for one in (torchs, ours):
+        x = tokens.clone().requires_grad_()
+        y = one(x)
+        assert y.dtype == torchs(x).dtype
+        y.backward(pull.to(y.dtype))
+        found.append((y, x.grad, one.weight.grad))
+    is_quick = type(found[1][0].grad_fn).__name__ == "_RootMeanSquareBackward"
+    assert is_quick
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    for theirs, own in zip(*found, strict=True):
+        torch.testing.assert_close(own, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_many_gradients_pass_rmsnorm_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm, "FEWEST", 0)
+    torch.manual_seed(0)
+    tokens, pulls = torch.randn(2, 3, 8, requires_grad=True), torch.randn(4, 2, 3, 8)
+    said = build_norm("rms", 8, 1e-6)(tokens)
+    together = torch.autograd.grad(said, tokens, pulls, is_grads_batched=True, retain_graph=True)[0]
+    for pull, found in zip(pulls, together, strict=True):
+        torch.testing.assert_close(found, torch.autograd.grad(said, tokens, pull, retain_graph=True)[0])
+
+
+def test_the_quick_gradient_of_rmsnorm_is_that_of_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm, "FEWEST", 0)
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(build_norm("rms", 6, 1e-6).double(), (tokens,))

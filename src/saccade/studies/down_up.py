@@ -54,7 +54,7 @@ STUDY = Study(
         FULL: Arm(model="patch_cnn", overrides={"preprocess.size": [128, 128]}, train=NUCLEI),
         DOWN: Arm(model="unet_nano", train=NUCLEI),
     },
-    spend=Spend(unit="seconds", smoke=0.2, quick=6, full=40),
+    spend=Spend(unit="seconds", smoke=0.2, quick=6, full=30),
     data=nuclei,
     measure=measure,
     judge=judge,

@@ -76,7 +76,7 @@ STUDY = Study(
         "moe": _arm(backbone__moe__num_experts=EXPERTS, backbone__moe__every=1),
         "wide": _arm(backbone__mlp_ratio=4.0 * EXPERTS),
     },
-    spend=Spend(unit="images", smoke=100, quick=3000, full=15_000),
+    spend=Spend(unit="images", smoke=100, quick=3000, full=10_000),
     data=clothes,
     measure=measure,
     judge=judge,

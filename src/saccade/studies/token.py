@@ -87,7 +87,7 @@ STUDY = Study(
     "query gathers, at two sizes of the pictures. Refuted if one of the two of the claim does not learn (accuracy "
     "above 50 %), or if they lie more than 3 points apart.",
     arms={f"{pool}, {side} px": _arm(pool, side) for side in SIDES for pool in ("token", "average", "attention")},
-    spend=Spend(unit="images", smoke=100, quick=3000, full=14_000),
+    spend=Spend(unit="images", smoke=100, quick=3000, full=10_000),
     data=clothes,
     measure=measure,
     judge=judge,

@@ -93,7 +93,7 @@ STUDY = Study(
         )
         for kind in KINDS
     },
-    spend=Spend(unit="images", smoke=16, quick=800, full=4800),
+    spend=Spend(unit="images", smoke=16, quick=800, full=3600),
     data=nuclei,
     measure=measure,
     judge=judge,

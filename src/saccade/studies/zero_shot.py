@@ -112,7 +112,7 @@ STUDY = Study(
         )
         for number, share in zip(SEEN, SHARES, strict=True)
     },
-    spend=Spend(unit="images", smoke=128, quick=10_000, full=80_000),
+    spend=Spend(unit="images", smoke=128, quick=10_000, full=60_000),
     data=captioned,
     measure=measure,
     judge=judge,
