@@ -19,7 +19,7 @@ from saccade.explanation.scramble import scrambled
 from saccade.models.build import create
 from saccade.ops.image import Preprocess
 from saccade.studies import explanations as study
-from saccade.studies import run
+from saccade.studies import map_figures, run
 from saccade.studies.base import SMOKE, Measured, Outcome, Results
 from saccade.types import Classes, ImageBatch
 
@@ -39,8 +39,8 @@ def test_the_games_tell_a_map_that_knows_from_one_that_does_not() -> None:
     model, truth = Corner(), torch.zeros(28, 28)
     truth[:14, :14] = 1
     images = model.preprocess([picture])
-    case = study.Case(picture, 0, class_score(0), images, "final", truth > 0, is_within=False)
-    found = study.played(case, model, {"right": truth, "wrong": 1 - truth, "flat": torch.ones(28, 28)}, 6)
+    case = map_figures.Case(picture, 0, class_score(0), images, "final", truth > 0, is_within=False)
+    found = map_figures.played(case, model, {"right": truth, "wrong": 1 - truth, "flat": torch.ones(28, 28)}, 6)
     assert found["right"]["advantage"] > 0.5
     assert found["wrong"]["advantage"] < -0.3
     assert found["flat"]["advantage"] == pytest.approx(0, abs=0.01)
@@ -61,12 +61,12 @@ def test_the_copy_keeps_what_the_first_layers_learned() -> None:
 
 def test_the_usual_method_is_measured_first_and_the_control_only_where_it_is_defined() -> None:
     network, transformer = Subject(create("resnet_test").eval()), Subject(create("vit_token_test").eval())
-    assert next(iter(study.explainers_of(network, "quick"))) == "hirescam"
-    assert next(iter(study.explainers_of(transformer, "quick"))) == "relevance"
-    assert study.NEGATIVE in study.explainers_of(network, "quick")
-    assert study.NEGATIVE not in study.explainers_of(transformer, "quick")
-    assert study.explainers_of(network, "full")["rise"] == METHODS["rise"](num_masks=150)  # type: ignore[call-arg]
-    usual = study.explainers_of(Subject(create("unet_plain_test").eval()), "quick")["layercam"]
+    assert next(iter(map_figures.explainers_of(network, "quick"))) == "hirescam"
+    assert next(iter(map_figures.explainers_of(transformer, "quick"))) == "relevance"
+    assert map_figures.NEGATIVE in map_figures.explainers_of(network, "quick")
+    assert map_figures.NEGATIVE not in map_figures.explainers_of(transformer, "quick")
+    assert map_figures.explainers_of(network, "full")["rise"] == METHODS["rise"](num_masks=150)  # type: ignore[call-arg]
+    usual = map_figures.explainers_of(Subject(create("unet_plain_test").eval()), "quick")["layercam"]
     assert usual == LayerCAM("stage0"), "as it is where nobody asks for a method"
 
 
@@ -110,7 +110,7 @@ def test_data_of_ones_own_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(study, "OWN", {"classification": ("resnet_test",)})
     (report,) = run.study("explanations", source, out=tmp_path, budget=SMOKE)
     assert report.results.arms() == ["resnet_test"]
-    assert set(study.CONTROLS) < set(report.results.measured_on("resnet_test"))
+    assert set(map_figures.CONTROLS) < set(report.results.measured_on("resnet_test"))
     page = (tmp_path / "explanations-classification.html").read_text(encoding="utf-8")
     assert "evidence inside" in page
     assert "resnet_test: all methods" in page

@@ -97,8 +97,10 @@ def test_another_arm_budget_or_code_is_another_trial(make_study: StudyMaker, tmp
     code.write_text("new")
     run_study(dataclasses.replace(study, source=str(code)), SMOKE, tmp_path / "out")
     assert calls == 14
+    run_study(dataclasses.replace(study, shared=(str(code),)), SMOKE, tmp_path / "out")
+    assert calls == 18
     run_study(study, QUICK, tmp_path / "out")
-    assert calls == 20
+    assert calls == 24
 
 
 def test_a_damaged_file_is_measured_again(make_study: StudyMaker, tmp_path: Path) -> None:

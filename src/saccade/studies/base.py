@@ -233,6 +233,7 @@ class Study:
         data: what is trained and measured on, by scale.
         seeds: repetitions at full scale, at least three.
         source: file whose content the cache depends on.
+        shared: files beside it that measure something for it.
         command: words after ``saccade study`` that repeat it.
         advice: what to choose, from the results; for studies of a user's own data.
     """
@@ -246,6 +247,7 @@ class Study:
     judge: Callable[[Results], Sequence[Finding]]
     columns: Sequence[Column]
     source: str
+    shared: Sequence[str] = ()
     details: Sequence[Column] = ()
     plots: Sequence[Plot] = ()
     spend: Spend | None = None

@@ -38,7 +38,7 @@ class Cache:
         self._data = data
         amount = study.spend.amount(budget.scale) if study.spend else 0.0
         facts: list[Any] = [FORMAT, saccade.__version__, study.name, budget.scale, amount]
-        facts += [_digest(study.source), _digest(trial.__file__)]
+        facts += [_digest(file) for file in (study.source, *study.shared, trial.__file__)]
         self._facts = json.dumps(facts, sort_keys=True)
 
     def path(self, name: str, arm: Arm, seed: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from saccade.studies import norms
 from saccade.studies.base import Column, Plot, Results, Spend, Study
 from saccade.studies.intervals import Finding, more, times
 from saccade.studies.norms import arms, failures, grid, measure
@@ -43,4 +44,5 @@ STUDY = Study(
     ),
     plots=(Plot(series="gradient", title="Gradient at the start", across="block", up="norm"),),
     source=__file__,
+    shared=(norms.__file__,),
 )
