@@ -24,8 +24,10 @@ from saccade.tasks import Table
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- figures: written by make_studies.py -->", "<!-- end of figures -->"
-DRAWN = {"moe": "moe", "queries": "10 queries", "cam-family": "cnn"}
+DRAWN = {"moe": "moe", "skips": "with skips", "queries": "10 queries", "cam-family": "cnn", "saliency": "cnn"}
 """Studies of which a picture says more than a chart, and the arm that drew it."""
+MOST = 4
+"""Pictures of an arm below each other."""
 WIDEST = 720
 """Pixels of a picture."""
 
@@ -57,7 +59,8 @@ def told(report: Report) -> str:
     """What one study found."""
     name = report.study.name
     head = f"### {name}\n\n{MARKS[report.status]} **{report.status}** - “{report.study.claim}”"
-    picture = f"![{picture_of(report, HERE / 'pictures' / 'studies' / f'{name}.png')}](pictures/studies/{name}.png)"
+    shown = picture_of(report, HERE / "pictures" / "studies" / f"{name}.png")
+    picture = f"![{shown}](pictures/studies/{name}.png)\n\n*{shown[0].upper()}{shown[1:]}.*"
     tables = [markdown(findings_table(report)), picture, markdown(figures_table(report))]
     conditions = f"{report.data or 'random pixels'}; {len(report.results.of(report.results.arms()[0]))} seeds"
     advice = [" ".join(report.advice)] if report.advice else []
@@ -67,13 +70,20 @@ def told(report: Report) -> str:
 def picture_of(report: Report, path: Path) -> str:
     """Draw the first chart of a study, or what an arm drew; returns what it shows."""
     name = DRAWN.get(report.study.name)
-    shots = [shot for one in report.results.outcomes if one.arm == name for shot in one.measured.shots]
+    shots = [shot for one in report.results.outcomes if one.arm == name for shot in one.measured.shots][:MOST]
     if shots:
-        title, png = shots[0].caption, shots[0].png
+        told = list(dict.fromkeys(shot.caption for shot in shots))
+        title = told[0] if len(told) == 1 else f"from the top: {', '.join(told)}"
+        drawn = [Image.open(io.BytesIO(shot.png)).convert("RGB") for shot in shots]
     else:
         title, figure = next(iter(charts(report).items()))
-        png = render.to_png(figure, dpi=90)
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
+        title = f"{title}: every seed, the mean and its interval"
+        drawn = [Image.open(io.BytesIO(render.to_png(figure, dpi=90))).convert("RGB")]
+    size = (max(one.width for one in drawn), sum(one.height for one in drawn))
+    picture, top = Image.new("RGB", size, "white"), 0
+    for one in drawn:
+        picture.paste(one, (0, top))
+        top += one.height
     picture.thumbnail((WIDEST, WIDEST))
     written = io.BytesIO()
     picture.quantize(64).save(written, format="PNG", optimize=True)
