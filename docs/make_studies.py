@@ -18,7 +18,7 @@ from saccade import render
 from saccade.atomic import write_bytes
 from saccade.console import clock
 from saccade.studies.base import Report
-from saccade.studies.page import MARKS, charts, command, figures_table, findings_table
+from saccade.studies.page import MARKS, charts, command, details_table, figures_table, findings_table
 from saccade.studies.run import OUT, study
 from saccade.tasks import Table
 
@@ -62,6 +62,10 @@ def told(report: Report) -> str:
     shown = picture_of(report, HERE / "pictures" / "studies" / f"{name}.png")
     picture = f"![{shown}](pictures/studies/{name}.png)\n\n*{shown[0].upper()}{shown[1:]}.*"
     tables = [markdown(findings_table(report)), picture, markdown(figures_table(report))]
+    for arm in report.results.arms():
+        if report.results.measured_on(arm):
+            head_of = f"<details><summary>{arm}: single pictures</summary>"
+            tables.append(f"{head_of}\n\n{markdown(details_table(report, arm))}\n\n</details>")
     conditions = f"{report.data or 'random pixels'}; {len(report.results.of(report.results.arms()[0]))} seeds"
     advice = [" ".join(report.advice)] if report.advice else []
     return "\n\n".join([head, *tables, *advice, f"*{conditions}; repeat it with `{command(report)}`*"])
