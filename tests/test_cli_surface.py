@@ -49,7 +49,7 @@ SURFACE = {
         "MODEL",
     ],
     "search": ["--half", "--json", "--out", "--top", "FOLDER", "MODEL", "QUERY"],
-    "study": ["--out", "--quick", "--quiet", "DATA", "NAME"],
+    "study": ["--out", "--quick", "--quiet", "--workers", "DATA", "NAME"],
     "train": [
         "--batch-size",
         "--epochs",

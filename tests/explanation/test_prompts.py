@@ -107,5 +107,5 @@ def test_without_words_a_model_of_words_has_nothing_to_explain() -> None:
 def test_a_score_of_ones_own_is_about_no_prompt(classifier: ZeroShotClassifier) -> None:
     own = saccade.explain(classifier, PICTURE, of=class_score(1), verdict=False)
     asked = saccade.explain(classifier, PICTURE, of=1, verdict=False)
-    assert torch.equal(own.map, asked.map)
+    torch.testing.assert_close(own.map, asked.map)  # the last bits depend on where numbers lie in memory
     assert not own.notes
