@@ -16,6 +16,7 @@ from saccade.errors import DataError
 from saccade.studies import ladder as ladders
 from saccade.studies import run
 from saccade.studies.base import SMOKE, Measured, Outcome, Results, Study
+from saccade.studies.ladder import advice
 from saccade.types import Classes
 
 StudyMaker = Callable[..., Study]
@@ -137,3 +138,15 @@ def test_every_method_of_the_ladders_exists() -> None:
     for task, rungs in ladders.RUNGS.items():
         for name in rungs.models:
             assert find_config(name).task == task
+
+
+def test_what_learned_nothing_is_not_advised_however_fast() -> None:
+    figures = {"slow": ([0.1, 0.5, 0.3], 90.0), "near": ([0.3, 0.3, 0.25], 60.0), "blind": ([0.0, 0.0, 0.0], 10.0)}
+    outcomes = [
+        Outcome(arm=arm, seed=seed, measured=Measured(figures={"quality": one, "ms": ms}), spent={}, seconds=1.0)
+        for arm, (values, ms) in figures.items()
+        for seed, one in enumerate(values)
+    ]
+    told = advice(Results(outcomes), "AP50")
+    assert told[0] == "Highest AP50: slow with 30.0 %."
+    assert told[1].startswith("near is not clearly worse")

@@ -76,6 +76,9 @@ RUNGS: Mapping[str, Rungs] = MappingProxyType(
 )
 """What is compared for each task."""
 
+NEAR = 0.9
+"""Share of the best figure below which no method is called as good."""
+
 MOST_HELD_OUT = MappingProxyType({"smoke": 4, "quick": 24, "full": 200})
 """Pictures that a trial is measured on."""
 
@@ -232,8 +235,10 @@ def advice(results: Results, told: str) -> list[str]:
     speed = {arm: interval(results.values(arm, "ms")).mean for arm in known}
 
     def is_as_good(arm: str) -> bool:
+        # Few seeds tell little apart: what is far below the best is not as good, however wide the interval.
         gap = more("", results.values(best, "quality"), results.values(arm, "quality"))
-        return arm == best or gap.status != "holds"
+        is_near = known[arm].mean >= NEAR * known[best].mean
+        return arm == best or (is_near and gap.status != "holds")
 
     fastest = min((arm for arm in known if is_as_good(arm)), key=lambda arm: speed[arm])
     if fastest == best:
