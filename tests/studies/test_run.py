@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,6 +88,7 @@ def test_the_ladder_compares_what_fits_and_chooses(monkeypatch: pytest.MonkeyPat
         models=("resnet_test", "vit_pico_p4_28"), headline="top1", told="accuracy", train={"batch_size": 8}
     )
     monkeypatch.setattr(ladders, "RUNGS", {"classification": short})
+    monkeypatch.setattr(ladders, "LEARNED", -1.0)  # two steps teach nothing
     (report,) = saccade.study("ladder", squares(24), out=tmp_path, budget=SMOKE)
     assert report.results.arms() == ["resnet_test", "vit_pico_p4_28"]
     assert set(report.results.of("resnet_test")[0].measured.figures) >= {"quality", "parameters", "flops", "ms"}
@@ -150,3 +152,27 @@ def test_what_learned_nothing_is_not_advised_however_fast() -> None:
     told = advice(Results(outcomes), "AP50")
     assert told[0] == "Highest AP50: slow with 30.0 %."
     assert told[1].startswith("near is not clearly worse")
+
+
+def test_where_nothing_was_learned_no_method_is_advised() -> None:
+    outcomes = [
+        Outcome(
+            arm=arm,
+            seed=seed,
+            measured=Measured(figures={"quality": quality, "chance": 0.5, "ms": ms}),
+            spent={},
+            seconds=1.0,
+        )
+        for arm, quality, ms in (("slow", 0.54, 9.0), ("fast", 0.5, 1.0))
+        for seed in range(3)
+    ]
+    told = advice(Results(outcomes), "accuracy")
+    assert told[0] == "Highest accuracy: slow with 54.0 %."
+    assert told[1].startswith("The same answer for everything would give 50.0 %: no method has learned enough")
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize(("task", "chance"), [("classification", 0.75), ("semantic", 0.375), ("detection", 0.0)])
+def test_what_one_answer_for_everything_gives(task: str, chance: float) -> None:
+    evaluation = SimpleNamespace(task=task, confusion=((4, 2), (1, 1), (0, 0)))
+    assert ladders.of_one_answer(evaluation) == pytest.approx(chance)  # type: ignore[arg-type]

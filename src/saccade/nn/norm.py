@@ -34,7 +34,7 @@ class RMSNorm(nn.RMSNorm):
         is_trained = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         is_large = x.device.type == "cpu" and x.numel() >= FEWEST
         if is_trained and is_large and not torch.compiler.is_compiling():
-            normalised: Tensor = _RootMeanSquare.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+            normalised: Tensor = _RootMeanSquare.apply(x, self.weight, self.eps)
             return normalised
         return super().forward(x)
 
@@ -49,7 +49,8 @@ class _RootMeanSquare(torch.autograd.Function):
         squares = torch.linalg.vecdot(wide, wide)[:, None] / width
         inverse = (squares + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt_()
         ctx.save_for_backward(wide, inverse, weight)
-        return (wide * inverse).mul_(weight).reshape(x.shape).to(x.dtype)
+        normalised: Tensor = (wide * inverse).mul_(weight)
+        return normalised.reshape(x.shape).to(x.dtype)
 
     @staticmethod
     @once_differentiable

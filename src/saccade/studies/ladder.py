@@ -27,6 +27,7 @@ from saccade.studies.harness import FEWEST_PICTURES, check_size
 from saccade.studies.intervals import Finding, interval, more
 from saccade.studies.setups import CLOTHES, NUCLEI, OBJECTS
 from saccade.studies.trial import AnyModel, Trial, count_flops, count_parameters, held_out, seconds_per_picture
+from saccade.tasks.base import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,9 @@ RUNGS: Mapping[str, Rungs] = MappingProxyType(
 NEAR = 0.9
 """Share of the best figure below which no method is called as good."""
 
+LEARNED = 0.05
+"""How far above the same answer for everything the best method has to lie before any is advised."""
+
 MOST_HELD_OUT = MappingProxyType({"smoke": 4, "quick": 24, "full": 200})
 """Pictures that a trial is measured on."""
 
@@ -114,7 +118,7 @@ def ladder(data: str | Path | DataSource, *, command: str = "") -> Study:
         method="Every method is trained for equal time from random weights and measured on held-out pictures. "
         "Refuted if an older method lies above the newest.",
         arms=arms,
-        spend=Spend(unit="seconds", smoke=0.1, quick=round(36 / (3 * count), 1), full=round(600 / (3 * count), 1)),
+        spend=Spend(unit="seconds", smoke=0.1, quick=round(150 / (3 * count), 1), full=round(900 / (3 * count), 1)),
         data=lambda scale: _shortened(source, scale),
         measure=measure,
         judge=judge,
@@ -185,12 +189,26 @@ def _measure(trial: Trial, rungs: Rungs) -> Measured:
     quality = evaluation.metrics.get(rungs.headline)
     figures = {
         "quality": math.nan if quality is None else quality,
+        "chance": of_one_answer(evaluation),
         "parameters": parameters,
         "flops": flops / 1e6,
         "ms": ms,
         "images": trial.spent["images"],
     }
     return Measured(figures=figures, shots=_explained(model, trial) if trial.draws else ())
+
+
+def of_one_answer(evaluation: Evaluation) -> float:
+    """The figure of whoever gives the commonest class as answer to everything; of objects there is none to give."""
+    counts = [sum(row) for row in evaluation.confusion]
+    commonest = max(counts, default=0) / max(sum(counts), 1)
+    match evaluation.task:
+        case "classification":
+            return commonest
+        case "semantic":  # the IoU of every other class is 0
+            return commonest / max(sum(count > 0 for count in counts), 1)
+        case _:
+            return 0.0
 
 
 def _explained(model: AnyModel, trial: Trial) -> list[Shot]:
@@ -220,7 +238,7 @@ def _judge(results: Results, rungs: Rungs) -> list[Finding]:
 
 
 def advice(results: Results, told: str) -> list[str]:
-    """The best method, and the fastest that is not clearly worse.
+    """The best method, and the fastest that is not clearly worse; none where none has learned anything yet.
 
     Args:
         results: of all methods.
@@ -232,6 +250,13 @@ def advice(results: Results, told: str) -> list[str]:
         return ["No method gave a figure to compare."]
     best = max(known, key=lambda arm: known[arm].mean)
     words = [f"Highest {told}: {best} with {100 * known[best].mean:.1f} %."]
+    chance = interval(results.values(best, "chance")).mean
+    if known[best].mean < chance + LEARNED:
+        words.append(
+            f"The same answer for everything would give {100 * chance:.1f} %: no method has learned enough to be "
+            "chosen. Give them more time (leave --quick out), or look at the data first: saccade data inspect DATA."
+        )
+        return words
     speed = {arm: interval(results.values(arm, "ms")).mean for arm in known}
 
     def is_as_good(arm: str) -> bool:
