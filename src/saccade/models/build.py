@@ -210,7 +210,7 @@ def load_weights(model: AnyModel, source: str | Path) -> TransferReport:
 
     The backbone may come from a model for another task, such as a classifier. The head is taken where its shape fits
     and, as far as both are told, its classes are the model's. Mean and standard deviation of the pixels are taken over
-    where the source tells them; a foreign file does not. A YOLOX that takes weights with folded norms freezes its norms.
+    where the source tells them; a foreign file does not. A YOLOX that takes weights with folded norms freezes its own.
 
     Raises:
         WeightsError: where the file is damaged or of another architecture; the model stays as it was.
