@@ -93,8 +93,13 @@ class TimmBackbone(Backbone):
             return self.body.forward_intermediates(pixels, intermediates_only=True)  # type: ignore[no-any-return]
         return [self.body.forward_features(pixels)]
 
-    def stages_of(self, strides: Sequence[int]) -> list[int]:
+    def stages_of(self, strides: Sequence[int], *, needs_coarsest: bool = False) -> list[int]:
         """Indices of the maps with these strides, the last one of each.
+
+        Args:
+            strides: pixels per cell.
+            needs_coarsest: whether to refuse strides without the coarsest map's, whose layers then compute and hold
+                weights for nobody.
 
         Raises:
             ConfigError: where one is missing.
@@ -105,6 +110,14 @@ class TimmBackbone(Backbone):
             known = ", ".join(str(stride) for stride in last)
             told = f"no map of the backbone has stride {missing[0]}"
             raise ConfigError(told, where="strides", expected=f"of {known}")
+        coarsest = max(self.strides)
+        if needs_coarsest and coarsest not in strides:
+            raise ConfigError(
+                "the backbone's coarsest map is not used",
+                where="strides",
+                expected=f"{coarsest} in them",
+                remedy=f"add it, or keep the backbone finer: backbone.arguments.output_stride={max(strides)}",
+            )
         return [last[stride] for stride in strides]
 
     def explain_spec(self, reads_prefix: bool = False) -> ExplainSpec:
