@@ -112,6 +112,13 @@ class DetrFastConfig(DetectorConfig):
             raise ConfigError(f"width is {self.width}", where="width", expected=expected)
         if not self.strides or list(self.strides) != sorted(set(self.strides)):
             raise ConfigError(f"strides are {self.strides}", where="strides", expected="rising")
+        if self.decoder_layers > 1 and not self.loss.auxiliary:
+            raise ConfigError(
+                "the scores of the earlier layers of the decoder would never learn",
+                where="loss.auxiliary",
+                expected="above 0, or a decoder of one layer",
+                remedy="set loss.auxiliary to 1 or decoder_layers to 1",
+            )
 
     def build(self) -> DetrFast:
         """The detector, with random weights."""
@@ -196,6 +203,9 @@ class ClassHead(nn.Module):
 class DetrFast(Detector[FastOutputs]):
     """Backbone, encoder of maps, cells that become queries, decoder.
 
+    Raises:
+        ConfigError: where the backbone has no map of a stride, or its coarsest map is not among them.
+
     Attributes:
         backbone: pixels to one map per stage.
         encoder: some of these maps to levels of one width.
@@ -210,7 +220,7 @@ class DetrFast(Detector[FastOutputs]):
         super().__init__(config)
         width = config.width
         self.backbone = config.backbone.build_pyramid()
-        self._stages = self.backbone.stages_of(config.strides)
+        self._stages = self.backbone.stages_of(config.strides, needs_coarsest=True)
         self.encoder = MapEncoder([self.backbone.channels[stage] for stage in self._stages], config)
         self.levels = nn.ModuleList(nn.Identity() for _ in config.strides)
         self.cell = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
@@ -274,7 +284,9 @@ class DetrFast(Detector[FastOutputs]):
 
     def loss(self, outputs: FastOutputs, targets: Sequence[BoxTarget]) -> Losses:
         """``class``, ``boxes``, ``giou`` of the last layer; with ``aux_``, ``dense_``, ``denoise_`` of all others."""
-        return Losses(self.config.loss(outputs, learnable(targets)))
+        height, width = outputs.canvas.tolist()
+        finest = math.prod(self._grids((height, width))[0])
+        return Losses(self.config.loss(outputs, learnable(targets), finest))
 
     def candidates(self, outputs: FastOutputs, images: ImageBatch) -> list[Candidates]:
         """The queries of each picture, each as an object of every class."""

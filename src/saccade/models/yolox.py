@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from saccade.errors import ConfigError
 from saccade.matching.aligned import AlignedAssigner
 from saccade.models.detector import Candidates, Detector, DetectorConfig, Selection, learnable
-from saccade.models.yolo import STRIDES, points_of
+from saccade.models.yolo import STRIDES, count_finest, points_of
 from saccade.nn.conv import ConvNorm
 from saccade.nn.csp import PoolPyramid
 from saccade.nn.norm import keep_statistics
@@ -258,7 +258,8 @@ class Yolox(Detector[YoloxOutputs]):
         logits, objectness = outputs.logits.float(), outputs.objectness.float()
         boxes = self.decode(outputs.codes, outputs.points)
         scores = (logits.sigmoid() * objectness[..., None].sigmoid()).detach()
-        aligned = self.config.assigner(outputs.points[:, :2], boxes.detach(), scores, kept)
+        finest = count_finest(outputs.points)
+        aligned = self.config.assigner(outputs.points[:, :2], boxes.detach(), scores, kept, finest=finest)
         where = aligned.is_positive
         share = 1 / where.sum().clamp_min(1)
         overlap = generalized_iou(boxes[where], aligned.boxes[where])
