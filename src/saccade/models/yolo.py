@@ -278,7 +278,8 @@ class Yolo(Detector[YoloOutputs]):
         if self.config.bins:
             bins = self.config.bins
             shares = codes[..., : 4 * bins].float().reshape(*codes.shape[:-1], 4, bins).softmax(-1)
-            distances = shares @ torch.arange(bins, dtype=torch.float32, device=codes.device)
+            # Not as a product of matrices, which under autocast would round the boxes to 8 bits.
+            distances = (shares * torch.arange(bins, dtype=torch.float32, device=codes.device)).sum(-1)
         else:
             distances = F.softplus(codes[..., :4].float())
         distances = distances * points[:, 2:]
