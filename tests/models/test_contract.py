@@ -405,6 +405,18 @@ def test_training_under_autocast(name: str) -> None:
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["localizer_test", "detr_test", "detr_vit_test", "detr_fast_test"])
+def test_boxes_leave_in_float32_under_autocast(name: str) -> None:
+    """As shares of the canvas they would be in steps of up to 1/256 of it."""
+    model = make(name).eval()
+    images = images_for(model)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(images)
+    boxes = outputs.shares if name == "localizer_test" else outputs.boxes
+    assert boxes.dtype == torch.float32
+    assert not torch.equal(boxes, boxes.bfloat16().float())
+
+
 class OnPixels(nn.Module):
     """What is exported: pixels to logits, of a detector to all of its outputs."""
 

@@ -40,7 +40,7 @@ from saccade.nn.csp import TwoWayPyramid
 from saccade.nn.decoder import EncoderLayer, QueryAttention
 from saccade.nn.deformable import DeformableAttention
 from saccade.nn.embed import window_sincos
-from saccade.nn.mlp import MLP
+from saccade.nn.mlp import MLP, ExactLayers
 from saccade.ops.boxes import from_centres
 from saccade.ops.image import Preprocess
 from saccade.registry import register
@@ -239,7 +239,7 @@ class DetrFast(Detector[FastOutputs]):
         anchors = _anchors(maps, self.config.anchor)
         cells = self.cell(torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1))
         dense_logits = self.head.dense(cells)
-        dense_boxes = self.cell_box(cells).float() + torch.logit(anchors, eps=1e-3)
+        dense_boxes = self.cell_box(cells) + torch.logit(anchors, eps=1e-3)
         count = min(self.config.queries, cells.shape[1])
         chosen = dense_logits.detach().amax(-1).topk(count, dim=1).indices
         references = _take(dense_boxes, chosen).detach()
@@ -274,7 +274,7 @@ class DetrFast(Detector[FastOutputs]):
         for index, (layer, correct, score) in enumerate(zip(self.layers, self.boxes, self.head.layers, strict=True)):
             around = references.detach().sigmoid()
             queries = layer(queries, self.place(around.to(queries.dtype)), around, maps, mask)
-            shift = correct(queries).float()
+            shift = correct(queries)
             if self.training or index + 1 == len(self.layers):
                 logits.append(score(queries))
                 boxes.append((references + shift).sigmoid())
@@ -352,12 +352,12 @@ def _anchors(maps: Sequence[Tensor], side: float) -> Tensor:
     return torch.cat(found)
 
 
-def _box_layers(width: int) -> nn.Sequential:
-    """Three linear layers that begin by changing next to nothing."""
+def _box_layers(width: int) -> ExactLayers:
+    """Three linear layers that begin by changing next to nothing; float32 logits of boxes."""
     last = nn.Linear(width, 4)
     nn.init.normal_(last.weight, std=1e-3)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), last)
+    return ExactLayers(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), last)
 
 
 def _variants() -> dict[str, DetrFastConfig]:
