@@ -170,9 +170,17 @@ class Clip(ImageTower[ClipOutputs, Caption, Embedding]):
         return ClipOutputs(image, vectors, self.scale(), bias, torch.tensor(counts, device=image.device))
 
     def scale(self) -> Tensor:
-        """What cosines are multiplied with, ``[]``."""
+        """What cosines are multiplied with, ``[]``: at most ``max_scale``, from where it can still come down."""
+        most = self.config.max_scale
+        if not most:
+            return self.log_scale.exp()
+        if self.training and torch.is_grad_enabled():
+            # The parameter itself is held at the limit, as in OpenAI's training: beyond it, it would wander off.
+            with torch.no_grad():
+                self.log_scale.clamp_(max=math.log(most))
         scale = self.log_scale.exp()
-        return scale.clamp(max=self.config.max_scale) if self.config.max_scale else scale
+        # Cut off in value alone: through ``clamp`` no gradient would pass any more, and the scale would stay for good.
+        return scale.clamp(max=most).detach() + (scale - scale.detach())
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Where texts lie in the shared space, ``[N, D]`` float32 of length 1; gradients pass.
@@ -204,12 +212,14 @@ class Clip(ImageTower[ClipOutputs, Caption, Embedding]):
         vectors = self.log_scale.new_empty(len(texts), self.config.embed_dim, dtype=torch.float32)
         was_training = self.text.training
         self.text.eval()
-        for start in range(0, len(order), TEXTS_AT_ONCE):
-            part = order[start : start + TEXTS_AT_ONCE]
-            vectors[torch.tensor(part, device=vectors.device)] = self.encode_text([texts[index] for index in part])
-            if told is not None:
-                told(len(part))
-        self.text.train(was_training)
+        try:
+            for start in range(0, len(order), TEXTS_AT_ONCE):
+                part = order[start : start + TEXTS_AT_ONCE]
+                vectors[torch.tensor(part, device=vectors.device)] = self.encode_text([texts[index] for index in part])
+                if told is not None:
+                    told(len(part))
+        finally:  # ``told`` may stop it, and so may the memory
+            self.text.train(was_training)
         return vectors
 
     def class_embeddings(
