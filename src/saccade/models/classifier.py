@@ -36,6 +36,7 @@ class ClassifierConfig(ModelConfig):
     """A classifier: what sees, what gathers, what decides."""
 
     task: ClassVar[TaskName] = "classification"
+    least_classes: ClassVar[int] = 2
     kind: Literal["classifier"] = "classifier"
     backbone: Annotated[ViTConfig | TimmConfig, Field(discriminator="kind")] = field(default_factory=ViTConfig)
     """What turns pixels into features."""
