@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from saccade.engine.optim import parameter_groups
 from saccade.errors import ConfigError
 from saccade.matching.assign import BACKGROUND, IoUAssigner
 from saccade.matching.sample import BalancedSampler
@@ -157,6 +158,32 @@ def test_next_head_sees_detections_or_objects() -> None:
     assert (learned.image.tolist(), learned.labels.tolist(), learned.source.tolist()) == ([0], [1], [0])
 
 
+def test_a_step_of_training_leaves_frozen_norms_and_nothing_else() -> None:
+    """As torchvision's ``FrozenBatchNorm2d``, whose weight and bias are no parameters."""
+    torch.manual_seed(0)
+    model = create("faster_rcnn_test", overrides=["freeze_norms=true"]).train()
+    images = ImageBatch.of(torch.randn(2, 3, 64, 64))
+    targets = [BoxTarget.of(torch.tensor([[4.0, 8.0, 40.0, 44.0]]), torch.tensor([1]))] * 2
+    groups = parameter_groups(model, weight_decay=0.05, spared=model.no_decay())
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.loss(model(images, targets), targets).total.backward()
+    optimizer.step()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    norms = {f"backbone.{name}." for name, part in model.backbone.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    assert not any(name.startswith(tuple(norms)) for name in moved)
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} <= moved
+
+
+def test_norms_that_processes_share_are_frozen_too() -> None:
+    model = create("faster_rcnn_test", overrides=["freeze_norms=true"])
+    shared = nn.SyncBatchNorm.convert_sync_batchnorm(model).train()
+    norms = [part for part in shared.backbone.modules() if isinstance(part, nn.SyncBatchNorm)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+    assert not any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+
+
 def test_norms_stay_as_they_are_where_they_are_frozen() -> None:
     model = create("faster_rcnn_test", overrides=["freeze_norms=true"]).train()
     before = model.backbone.body.bn1.running_mean.clone()
@@ -166,6 +193,9 @@ def test_norms_stay_as_they_are_where_they_are_frozen() -> None:
     assert model.training
     assert model.backbone.training
     assert not model.backbone.body.bn1.training
+    learning = [name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad]
+    assert not any("bn" in name or ".downsample.1." in name for name in learning)
+    assert any("conv" in name for name in learning)
     free = create("faster_rcnn_test").train()
     before = free.backbone.body.bn1.running_mean.clone()
     free(images)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from saccade.backbones.base import Backbone, BackboneConfig, Features, Routing
 from saccade.errors import ConfigError, UnknownNameError
+from saccade.nn.norm import batch_norms, keep_statistics
 from saccade.types import ExplainSpec, GridLayer
 
 
@@ -69,17 +70,21 @@ class TimmBackbone(Backbone):
         self.channels, self.strides = _measure(self._compute, self.body, config.name)
 
     def freeze_norms(self) -> None:
-        """From now on batch norms keep their statistics in training as well, which a few pictures would spoil."""
+        """From now on batch norms stay as they are in training as well.
+
+        Their statistics, which a few pictures would spoil, and their weights and biases: published detectors are
+        trained so (torchvision's ``FrozenBatchNorm2d``).
+        """
         self.has_frozen_norms = True
+        for norm in batch_norms(self):
+            norm.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """The mode of training or of evaluation; frozen norms always evaluate."""
         super().train(mode)
         if self.has_frozen_norms:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.training = False
+            keep_statistics(self)
         return self
 
     def forward(self, pixels: Tensor) -> Features:

@@ -88,7 +88,7 @@ class DetrConfig(SetDetectorConfig):
     backbone: TimmConfig = field(default_factory=lambda: TimmConfig(name="resnet50"))
     """What turns pixels into maps; the last one is read."""
     freeze_norms: bool = False
-    """Whether the backbone's batch norms keep their statistics in training, as published."""
+    """Whether the backbone's batch norms stay as they are in training, as published: statistics, weights and biases."""
     width: int = 256
     """C of the tokens."""
     encoder_layers: int = 6
@@ -159,7 +159,7 @@ class QueryDecoder(nn.Module):
                 nn.init.normal_(table)
 
     def forward(self, memory: Tensor, places: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Ask the picture: logits ``[L, B, Q, K + 1]`` and boxes ``[L, B, Q, 4]`` float32; in evaluation the last layer's.
+        """Ask the picture: logits ``[L, B, Q, K + 1]``, boxes ``[L, B, Q, 4]`` float32; in evaluation the last layer's.
 
         Args:
             memory: ``[B, T, C]`` its tokens.

@@ -36,7 +36,8 @@ class TwoStageConfig(DetectorConfig):
     backbone: TimmConfig = field(default_factory=lambda: TimmConfig(name="resnet50"))
     """What turns pixels into maps."""
     freeze_norms: bool = False
-    """Whether the backbone's batch norms keep their statistics in training, which a handful of pictures would spoil."""
+    """Whether the backbone's batch norms stay as they are in training, as published: statistics, which a handful of
+    pictures would spoil, weights and biases. For backbones that are trained already."""
     strides: tuple[int, ...] = (4, 8, 16, 32)
     """The backbone's maps that the pyramid stands on; the proposals see one level more, of half the resolution."""
     pyramid_width: int = 256
