@@ -24,6 +24,11 @@ TargetT = TypeVar("TargetT", bound=Target)
 PredictionT = TypeVar("PredictionT", bound=Prediction)
 
 
+def icons(side: int) -> Preprocess:
+    """Small pictures are icons rather than photographs: statistics of one half, and nothing is cut off."""
+    return Preprocess(size=(side, side), policy="stretch", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
     """Base of the model configs; ``build`` is the one place where a model is put together.

@@ -23,6 +23,7 @@ from saccade.backbones.timm import TimmConfig
 from saccade.backbones.vit import ViTConfig
 from saccade.errors import ConfigError, InputError
 from saccade.losses import clip_loss, siglip_loss
+from saccade.models.base import icons
 from saccade.models.image_tower import ImageTower, TowerConfig, unit
 from saccade.models.text_tower import TextConfig, TextTower
 from saccade.models.zero_shot import ZeroShotClassifier, ZeroShotConfig
@@ -388,7 +389,7 @@ def _small() -> dict[str, ClipConfig]:
     """Models for a user's own captions, that a laptop trains; their vocabulary is trained on these captions."""
     text = TextConfig(width=128, depth=4, num_heads=4)
     tokenizer = TokenizerConfig(kind="trained", context=48, vocab_size=2048)
-    icons = Preprocess(size=(64, 64), policy="stretch", mean=(0.5,) * 3, std=(0.5,) * 3)
+    preprocess = icons(64)
     cnn = {"layers": [1, 1, 1, 1], "channels": [48, 96, 192, 256], "output_stride": 16}
     vit = ViTConfig(
         image_size=(64, 64),
@@ -412,15 +413,15 @@ def _small() -> dict[str, ClipConfig]:
     }
     photos = Preprocess(policy="stretch")
     return {
-        "clip_small": ClipConfig(backbone=TimmConfig(name="resnet18", arguments=cnn), preprocess=icons, **common),
-        "clip_small_vit": ClipConfig(backbone=vit, preprocess=icons, **common),
+        "clip_small": ClipConfig(backbone=TimmConfig(name="resnet18", arguments=cnn), preprocess=preprocess, **common),
+        "clip_small_vit": ClipConfig(backbone=vit, preprocess=preprocess, **common),
         "clip_words": ClipConfig(
             # A stem of three convolutions sees colour against ground, not only light against dark, before it shrinks.
             backbone=TimmConfig(
                 name="resnet18",
                 arguments={**cnn, "channels": [32, 64, 128, 192], "stem_type": "deep", "stem_width": 16},
             ),
-            preprocess=icons,
+            preprocess=preprocess,
             **{
                 **words,
                 "embed_dim": 128,
@@ -445,8 +446,7 @@ def _tests() -> dict[str, ClipConfig]:
     cnn = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "output_stride": 8}
     small = TokenizerConfig(kind="trained", context=24, vocab_size=600)
     text = TextConfig(width=32, depth=2, num_heads=4)
-    icons = Preprocess(size=(32, 32), policy="stretch", mean=(0.5,) * 3, std=(0.5,) * 3)
-    common: dict[str, Any] = {"embed_dim": 16, "preprocess": icons, "templates": ("{}",)}
+    common: dict[str, Any] = {"embed_dim": 16, "preprocess": icons(32), "templates": ("{}",)}
     return {
         "clip_test": ClipConfig(
             backbone=replace(vit, activation="quick_gelu"),
