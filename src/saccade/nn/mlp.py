@@ -9,6 +9,7 @@ C width of a token · D hidden width
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -91,7 +92,9 @@ def in_float32(layer: nn.Module, values: Tensor) -> Tensor:
     For the last layer of boxes: as shares of a canvas of 1333 pixels neighbours in bfloat16 are up to 5 pixels apart. A
     layer whose weights are of a half type themselves computes in that.
     """
-    with torch.autocast(values.device.type, enabled=False):
+    kind = values.device.type
+    # Tensors without numbers, on which a model is counted, know no autocast.
+    with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
         said: Tensor = layer(values.to(next(layer.parameters(), values).dtype))
     return said.float()
 
