@@ -160,3 +160,8 @@ def test_controls() -> None:
     assert edges[:, 2:4].eq(0.5).all()
     assert edges[:, :2].eq(0).all()
     assert ff.edge_map(picture.expand(2, 3, 6, 6)).shape == (2, 6, 6)
+
+
+def test_what_is_not_a_number_has_no_rank() -> None:
+    assert math.isnan(ff.rank_similarity(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 2.0])))
+    assert math.isnan(ff.rank_similarity(torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("inf")])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -425,3 +426,42 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 2"):
         VerdictConfig(steps=1)
     assert "response_ratio" not in verdict_of(evidence(), copies=0).figures
+
+
+class Standardised(nn.Module):
+    """The detector behind a standardisation of each picture: of one colour it makes 0/0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detector = Detector()
+
+    def forward(self, images: ImageBatch) -> Tensor:
+        pixels = images.pixels
+        mean, spread = pixels.mean((1, 2, 3), keepdim=True), pixels.std((1, 2, 3), keepdim=True)
+        out: Tensor = self.detector(images.with_pixels((pixels - mean) / spread))
+        return out
+
+
+def test_a_score_that_is_not_a_number_on_hidden_pictures_has_failed() -> None:
+    given = Given(evidence()[None, None])
+    model = Standardised()
+    verdict = judge(model, bright(), [first], given, given(model, bright(), [], SPEC), SPEC)[0][0]
+    assert verdict.status == "failed"
+    assert "not a number" in verdict.reasons[0]
+    assert "advantage" not in verdict.figures
+    json.dumps(verdict.figures, allow_nan=False)
+
+
+def test_maps_of_copies_that_are_not_finite_are_not_compared() -> None:
+    """A copy without a map is no proof that the map depends on the weights."""
+    model = Detector()
+
+    class Blind(Given):
+        is_costly = False
+
+        def __call__(self, other: nn.Module, images: ImageBatch, scores: object, spec: ExplainSpec) -> Attribution:
+            return Attribution(self.values if other is model else torch.full_like(self.values, float("nan")))
+
+    explainer = Blind(evidence()[None, None])
+    figures = judge(model, bright(), [first], explainer, explainer(model, bright(), [], SPEC), SPEC)[0][0].figures
+    assert not {"similarity", "similarity_abs", "similarity_late"} & figures.keys()

@@ -178,9 +178,14 @@ def negative_share(values: Tensor) -> float:
 
 
 def rank_similarity(first: Tensor, second: Tensor) -> float:
-    """Spearman's rank correlation of two maps (ties share their mean rank); 0 where one of them is constant."""
+    """Spearman's rank correlation of two maps (ties share their mean rank).
+
+    0 where one of them is constant; NaN where one holds a number that is not finite, which has no rank.
+    """
     from scipy.stats import rankdata  # takes a second to import
 
+    if not bool(first.isfinite().all()) or not bool(second.isfinite().all()):
+        return math.nan
     ranks = [rankdata(np.asarray(m.detach().flatten().double().cpu())) for m in (first, second)]
     centred = [r - r.mean() for r in ranks]
     scale = math.sqrt(float((centred[0] ** 2).sum()) * float((centred[1] ** 2).sum()))

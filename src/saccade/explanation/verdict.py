@@ -14,6 +14,7 @@ T scores · B images · N cells · M masks · K classes · R shuffled copies
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from saccade.explanation.faithfulness import centre_map, counts_of, keep_masks, 
 from saccade.explanation.gradients import Gradient
 from saccade.explanation.perturbation import Baseline, baseline_pixels, masked_scores, masks_at_once
 from saccade.explanation.record import undisturbed, unwrap
-from saccade.explanation.rules import Lines, Status, rule
+from saccade.explanation.rules import Lines, Status, measured, rule
 from saccade.explanation.scores import region_of
 from saccade.explanation.scramble import Extent, scrambled
 from saccade.explanation.structure import structure
@@ -174,9 +175,9 @@ class Judge:
     def _verdict(self, values: Tensor, figures: Mapping[str, float], is_class_agnostic: bool, cost: int) -> Verdict:
         unreadable = _unreadable(values, figures)
         if unreadable:
-            return Verdict("failed", (unreadable,), figures, cost, is_class_agnostic)
+            return Verdict("failed", (unreadable,), measured(figures), cost, is_class_agnostic)
         ruling = rule(figures, self.config.lines, is_class_agnostic=is_class_agnostic)
-        return Verdict(ruling.status, ruling.reasons, figures, cost, is_class_agnostic)
+        return Verdict(ruling.status, ruling.reasons, measured(figures), cost, is_class_agnostic)
 
     def _hide_and_reveal(
         self, images: ImageBatch, baseline: Tensor, scores: Sequence[ScoreFn], attribution: Attribution
@@ -248,10 +249,12 @@ class Judge:
             return figures
         others = torch.stack([movement(answers_of(other, images, probes, scores)) for other in self._copies])
         # The root of the mean square, not the median: a single copy that reacts as strongly is reason for doubt.
-        usual = others.nan_to_num(posinf=torch.finfo(torch.float64).max ** 0.5).square().mean(0).sqrt().expand_as(own)
+        # A copy whose answer is not a number says nothing; where both are like that the ratio is not measured.
+        usual = others.clamp(max=torch.finfo(torch.float64).max ** 0.5).square().nanmean(0).sqrt().expand_as(own)
         for entries, mine, theirs in zip(figures, own.tolist(), usual.tolist(), strict=True):
             for entry, here, there in zip(entries, mine, theirs, strict=True):
-                entry["response_ratio"] = min(here / max(there, 1e-30), 1e6) if here > 0 else 0.0
+                if not math.isnan(there):
+                    entry["response_ratio"] = min(here / max(there, 1e-30), 1e6) if here > 0 else 0.0
         return figures
 
     def _probes(self, images: ImageBatch, baseline: Tensor) -> Tensor:
@@ -352,7 +355,10 @@ def _regions(scores: Sequence[ScoreFn]) -> Tensor | None:
 
 
 def _likeness(own: Tensor, others: Sequence[Tensor], regions: Tensor | None) -> Tensor:
-    """Mean rank correlation of maps ``[T, B, h, w]`` with those of other models, in their regions: ``[T, B]``."""
+    """Mean rank correlation of maps ``[T, B, h, w]`` with those of other models, in their regions: ``[T, B]``.
+
+    Maps that hold numbers that are not finite say nothing; where all others are like that there is no number either.
+    """
 
     def part(values: Tensor, score: int) -> Tensor:
         return values if regions is None else _inside(values, regions[score] > 0)
@@ -360,13 +366,12 @@ def _likeness(own: Tensor, others: Sequence[Tensor], regions: Tensor | None) -> 
     return torch.tensor(
         [
             [
-                sum(rank_similarity(part(maps, score), part(other[score, image], score)) for other in others)
-                / len(others)
+                [rank_similarity(part(maps, score), part(other[score, image], score)) for other in others]
                 for image, maps in enumerate(row)
             ]
             for score, row in enumerate(own)
         ]
-    )
+    ).nanmean(-1)
 
 
 def _note(figures: list[list[dict[str, float]]], name: str, values: Tensor) -> None:
