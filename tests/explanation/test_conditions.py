@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from saccade.explanation.adapt import adapt
 from saccade.explanation.explain import explain
 from saccade.explanation.faithfulness import rank_similarity
+from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.verdict import Verdict
 from saccade.ops.image import Preprocess
 
 SMALL = Preprocess(size=(32, 32), policy="stretch")
-METHODS = ("gradient", "integrated_gradients", "gradcam", "hirescam", "layercam", "occlusion")
-"""One of each kind: at the pixels, averaged, at a layer, by hiding."""
+METHODS = ("gradient", "integrated_gradients", "gradcam", "hirescam", "layercam", "occlusion", "rise")
+"""One of each kind: at the pixels, averaged, at a layer, by hiding, by hiding at random."""
 
 
 class Inplace(nn.Module):
@@ -119,6 +120,7 @@ def test_maps_are_right_and_the_model_stays_as_it_was(
             for method in METHODS:
                 found = explain(adapted, picture, of=1, method=method, verdict=False).map
                 assert found.isfinite().all(), method
+                assert found.dtype == torch.float32, method
                 similarity = rank_similarity(found.abs(), expected[method].abs())
                 assert similarity > condition.similarity, (method, similarity)
                 if condition.similarity > 0.99:
@@ -171,3 +173,24 @@ def _state(model: nn.Module) -> dict[str, object]:
         state[f"{name} mode"] = module.training
         state[f"{name} hooks"] = (len(module._forward_hooks), len(module._forward_pre_hooks), id(module))
     return state
+
+
+@pytest.mark.parametrize("method", [*METHODS, "cam", "gradcam++", "xgradcam", "eigencam", "scorecam"])
+def test_maps_are_put_together_in_float32_whatever_the_model_computes_in(
+    method: str, network: nn.Module, picture: Tensor, tmp_path: Path
+) -> None:
+    """What is common to all scores is large beside what tells masks apart: sums of eight bits would lose it."""
+    adapted = adapt(copy.deepcopy(network), SMALL, layer="block" if method != "cam" else "act")
+
+    def raised(outputs: Tensor) -> Tensor:
+        return outputs[:, 1].float() + 20
+
+    def found() -> Heatmap:
+        return explain(adapted, picture, of=raised, method=method, verdict=False)
+
+    expected = found().map
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        heat = found()
+    assert heat.map.dtype == torch.float32
+    assert heat.save_array(tmp_path / "map.npy").is_file()
+    assert torch.corrcoef(torch.stack([heat.map.flatten(), expected.flatten()]))[0, 1] > 0.97

@@ -28,7 +28,7 @@ from saccade.explanation.methods import default_method
 from saccade.explanation.methods import method as named_method
 from saccade.explanation.prompts import beside, contrasts_of, noted
 from saccade.explanation.questions import Asked, Question, described
-from saccade.explanation.record import undisturbed, unwrap
+from saccade.explanation.record import exact, undisturbed, unwrap
 from saccade.explanation.sharing import attribute, judged
 from saccade.explanation.verdict import Judge, Verdict
 from saccade.ops.image import to_original
@@ -310,6 +310,7 @@ def _heatmaps(
     ]
 
 
+@exact()
 def _heatmap(
     subject: _Subject,
     images: ImageBatch,

@@ -31,7 +31,7 @@ from saccade.explanation.fired import Fired
 from saccade.explanation.gradients import negative_share
 from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import method as named_method
-from saccade.explanation.record import Record, recording
+from saccade.explanation.record import Record, exact, recording
 from saccade.models.detector import Detector, Origin
 from saccade.ops.boxes import map_to_original
 from saccade.ops.image import to_original
@@ -184,7 +184,8 @@ def _local(record: Record, asked: _Objects, chosen: Method, rows: Rows | None) -
             if swept is not None and rows is not None:
                 total = rows.again(seen, record.outputs.outputs, asked.sources[group])
                 weights = swept[group]
-            (gradient,) = torch.autograd.grad(total, [seen[layer]], weights, retain_graph=rows is None)
+            with exact():
+                (gradient,) = torch.autograd.grad(total, [seen[layer]], weights, retain_graph=rows is None)
             for index in group:
                 place = members.index(index)
                 values[place], negative[place] = _within(chosen, maps, gradient[0].float(), windows[index])
@@ -206,6 +207,7 @@ def _swept(record: Record, asked: _Objects, rows: Tensor) -> Tensor:
     return swept
 
 
+@exact()
 def _within(chosen: Method, maps: Tensor, gradient: Tensor, window: Window) -> tuple[Tensor, float]:
     """The evidence ``[h, w]`` of an object whose gradient ``[C, h, w]`` is all in a window, and its negative share."""
     rows, columns = slice(window.top, window.bottom), slice(window.left, window.right)
@@ -219,6 +221,7 @@ def _within(chosen: Method, maps: Tensor, gradient: Tensor, window: Window) -> t
     return values, float(negative_share(values))
 
 
+@exact()
 def _dense(record: Record, asked: _Objects, chosen: Method, layer: str) -> list[_Maps]:
     """Evidence at one layer that every object may read all of."""
     maps = record.grid(layer)
@@ -265,6 +268,7 @@ def _is_apart(one: Window, other: Window) -> bool:
     return one.bottom <= other.top or other.bottom <= one.top or one.right <= other.left or other.right <= one.left
 
 
+@exact()
 def _heatmaps(
     subject: Subject, images: ImageBatch, picture: Tensor, asked: _Objects, chosen: Method, parts: Sequence[_Maps]
 ) -> list[Heatmap]:

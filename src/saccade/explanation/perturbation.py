@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from saccade.errors import ConfigError, ExplainError
 from saccade.explanation.attribution import Attribution, ScoreFn
 from saccade.explanation.boxes import enough_for
-from saccade.explanation.record import undisturbed
+from saccade.explanation.record import exact, undisturbed
 from saccade.explanation.rounded import TRIAL, agrees, can_round, quick_copy, rounding
 from saccade.explanation.scores import when_hidden
 from saccade.types import ExplainSpec, ImageBatch
@@ -181,7 +181,8 @@ class Occlusion:
                 area = covered.sum((-2, -1))  # [B, m]
                 seen = next(masked_scores(model, images, baseline, [1 - hidden[None]], scores))
                 drop = (whole - seen) / area.clamp(min=1)
-                total += torch.einsum("tbm,bmhw->tbhw", drop, covered)
+                with exact():
+                    total += torch.einsum("tbm,bmhw->tbhw", drop, covered)
                 times += covered.sum(1)
             return Attribution(total / times.clamp(min=1))
 
@@ -260,7 +261,8 @@ class RISE:
         while done < self.num_masks:
             count = min(at_once, self.num_masks - done)
             masks, chunk = scores_under(done, count, is_rounded=is_rounded)
-            weighted += torch.einsum("tbm,mhw->tbhw", chunk, masks)
+            with exact():
+                weighted += torch.einsum("tbm,mhw->tbhw", chunk, masks)
             shown += masks.sum(0)
             pooled.append(_pooled(masks))
             seen.append(chunk)
@@ -343,11 +345,13 @@ def draw_masks(count: int, grid: int, keep: float, generator: torch.Generator) -
     return MaskDraws(tosses, torch.rand(count, 2, generator=generator))
 
 
+@exact()
 def rise_values(masks: Tensor, seen: Tensor, *, is_centred: bool = True) -> Tensor:
     """The RISE map ``[T, B, H, W]`` of masks ``[M, H, W]`` and the scores ``[T, B, M]`` they left."""
     return _estimate(torch.einsum("tbm,mhw->tbhw", seen, masks), masks.sum(0), seen, is_centred=is_centred)
 
 
+@exact()
 def standard_error(masks: Tensor, seen: Tensor) -> Tensor:
     """Relative Monte-Carlo error ``[T, B]`` of a centred RISE map: root mean square of its standard error over its own.
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from saccade.explanation.attribution import Attribution, Explainer
 from saccade.explanation.questions import Asked, Question
+from saccade.explanation.record import exact
 from saccade.explanation.scores import class_score
 from saccade.ops.image import Preprocess
 from saccade.types import Classes, ImageBatch
@@ -75,7 +76,8 @@ def contrasts_of(model: nn.Module, explainer: Explainer, asked: Sequence[Asked])
     """What each question to a model is checked with; None where the model or the method takes no words."""
     if not isinstance(model, Prompted) or explainer.is_class_agnostic or len(model.classes) < 2:
         return [None] * len(asked)
-    alike = model.weight.float() @ model.weight.float().T
+    with exact():
+        alike = model.weight.float() @ model.weight.float().T
     contrasts: list[Contrast | None] = []
     for question in asked:
         label, against = question.key

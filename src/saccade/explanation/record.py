@@ -246,6 +246,20 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 torch.cuda.set_rng_state_all(device_states)
 
 
+@contextmanager
+def exact() -> Iterator[None]:
+    """The caller's autocast is off for the block, or the function: maps are put together in float32.
+
+    Autocast is about the model. Sums of scores over hundreds of masks, or of products over channels, would lose in
+    eight bits what they are about.
+    """
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The user's own module inside ``torch.compile``, DataParallel or DistributedDataParallel wrappers."""
     while True:
@@ -316,6 +330,7 @@ def _take_first(record: Record, name: str, value: Any) -> Any:
     )
 
 
+@exact()
 def _batched_gradient(totals: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Gradients ``[t, *tensor.shape]`` of t scalars in one sweep; zeros where a tensor plays no part."""
     count = len(totals)

@@ -16,6 +16,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from saccade.explanation.record import exact
+
 LEAST = 8
 """Rows and columns below which a matrix says nothing: the limits hold for large ones."""
 
@@ -47,6 +49,7 @@ def structure(model: nn.Module) -> float | None:
     return sum(min(max(excess, low), high) for excess in found) / math.sqrt(len(found))
 
 
+@exact()
 def row_excess(weight: Tensor) -> float | None:
     """How far the squared correlations of the rows lie above what independent rows have, in spreads.
 
