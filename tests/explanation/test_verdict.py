@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from saccade.errors import ConfigError, InputError
+from saccade.errors import ConfigError, ExplainError, InputError
 from saccade.explanation.attribution import Attribution, Explainer
 from saccade.explanation.cam import GradCAM, HiResCAM
 from saccade.explanation.gradients import Gradient, GuidedBackprop, IntegratedGradients
 from saccade.explanation.perturbation import RISE, Occlusion
+from saccade.explanation.rounded import quick_copy
 from saccade.explanation.scores import ClassScore, class_score
 from saccade.explanation.scramble import scrambled
 from saccade.explanation.trials import areas, cells_of, pooled
@@ -465,3 +467,47 @@ def test_maps_of_copies_that_are_not_finite_are_not_compared() -> None:
     explainer = Blind(evidence()[None, None])
     figures = judge(model, bright(), [first], explainer, explainer(model, bright(), [], SPEC), SPEC)[0][0].figures
     assert not {"similarity", "similarity_abs", "similarity_late"} & figures.keys()
+
+
+class Keeping(SmallNet):
+    """Keeps its features on itself, as many models do for a look at them; asked before, they have a history."""
+
+    def forward(self, images: ImageBatch) -> Tensor:
+        self.last = [self.body(images.pixels)]
+        out: Tensor = self.head(self.last[0].mean((2, 3)))
+        return out
+
+
+def normed(model: SmallNet, norm: Callable[..., nn.Module]) -> SmallNet:
+    model.body[3] = norm(model.body[3])
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: Keeping(0),
+        lambda: normed(SmallNet(0), nn.utils.weight_norm),
+        lambda: normed(SmallNet(0), nn.utils.spectral_norm),
+        lambda: normed(SmallNet(0), nn.utils.parametrizations.weight_norm),
+        lambda: normed(SmallNet(0), nn.utils.parametrizations.spectral_norm),
+    ],
+)
+def test_models_that_hold_computed_tensors_are_judged(model: Callable[[], SmallNet]) -> None:
+    asked, images = model(), ImageBatch.of(bright().pixels.repeat(2, 1, 1, 1))
+    asked.train()(images).sum().backward()
+    kept, score = getattr(asked, "last", None), class_score(0)
+    attribution = Gradient()(asked, images, [score], SPEC)
+    verdict = judge(asked, images, [score], Gradient(), attribution, SPEC)[0][0]
+    assert "similarity" in verdict.figures
+    assert kept is None or kept[0].grad_fn is not None, "that of the model itself is untouched"
+    quick_copy(asked.eval())(images)
+
+
+def test_a_model_that_cannot_be_copied_is_named() -> None:
+    model = SmallNet(0)
+    model.body[1].lock = threading.Lock()
+    with pytest.raises(ExplainError, match=r"body.1.*'lock'.*verdict=False") as told:
+        Judge(model, SPEC)
+    assert told.value.where == "module 'body.1'"
