@@ -511,3 +511,14 @@ def test_a_model_that_cannot_be_copied_is_named() -> None:
     with pytest.raises(ExplainError, match=r"body.1.*'lock'.*verdict=False") as told:
         Judge(model, SPEC)
     assert told.value.where == "module 'body.1'"
+
+
+def test_the_cost_of_a_wrapped_model_is_that_of_the_model(trained: Lines) -> None:
+    """The plain gradient runs on the model itself; below a wrapper its passes count as well."""
+    image, _ = striped(1, torch.Generator().manual_seed(1))
+    attribution = Gradient()(trained, image, [first], trained.spec)
+    costs = [
+        judge(model, image, [first], Gradient(), attribution, trained.spec)[0][0].cost_forwards
+        for model in (trained, nn.DataParallel(trained), torch.compile(trained, backend="eager"))
+    ]
+    assert costs == [costs[0]] * 3

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from saccade.errors import ConfigError, ExplainError, UnknownNameError
 from saccade.explanation.attribution import Attribution, ScoreFn
 from saccade.explanation.gradients import negative_share
-from saccade.explanation.record import exact, recording
+from saccade.explanation.record import exact, mixing_layer, recording
 from saccade.explanation.scores import logits_of, when_hidden
 from saccade.types import ExplainSpec, GridLayer, ImageBatch
 
@@ -236,7 +236,7 @@ class ScoreCAM:
                 maps = maps[maps.var(dim=(1, 2)).topk(min(self.max_channels, len(maps))).indices]
             with recording(model, with_gradients=False) as record:
                 weighed = []
-                for part in torch.split(maps, self.chunk):
+                for part in torch.split(maps, self.chunk if mixing_layer(model) is None else 1):
                     masks = F.interpolate(part[:, None], image.pixels.shape[-2:], mode="bilinear", align_corners=False)
                     low, high = masks.amin(dim=(1, 2, 3), keepdim=True), masks.amax(dim=(1, 2, 3), keepdim=True)
                     masks = (masks - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
@@ -279,7 +279,8 @@ def _principal(maps: Tensor) -> Tensor:
     _, sizes, directions = torch.linalg.svd(places, full_matrices=False)
     component = sizes[:, :1] * directions[:, 0]  # [B, N]
     sign = torch.where((component * strength).sum(dim=1, keepdim=True) < 0, -1.0, 1.0)
-    return (component * sign).clamp_min(0).unflatten(1, maps.shape[-2:])
+    positive: Tensor = (component * sign).clamp_min(0).unflatten(1, maps.shape[-2:])
+    return positive
 
 
 def _evidence(values: Tensor, layer: str, *, is_signed: bool) -> Attribution:

@@ -28,7 +28,7 @@ from saccade.explanation.methods import default_method
 from saccade.explanation.methods import method as named_method
 from saccade.explanation.prompts import beside, contrasts_of, noted
 from saccade.explanation.questions import Asked, Question, described
-from saccade.explanation.record import exact, undisturbed, unwrap
+from saccade.explanation.record import exact, mixing_layer, undisturbed, unwrap
 from saccade.explanation.sharing import attribute, judged
 from saccade.explanation.verdict import Judge, Verdict
 from saccade.ops.image import to_original
@@ -164,8 +164,10 @@ def explain_batch(
         raise ConfigError(f"batch_size is {options.batch_size}", expected="at least 1")
     subject = _subject(_ready(model, images, of), options)
     heatmaps = []
-    # A region or an object belongs to its own picture, so pictures of segmenters and detectors share nothing.
-    at_once = 1 if subject.has_regions or subject.has_boxes else options.batch_size
+    # A region or an object belongs to its own picture, so pictures of segmenters and detectors share nothing; and a
+    # model that mixes the pictures of a batch would answer for all of them together.
+    is_alone = subject.has_regions or subject.has_boxes or mixing_layer(subject.model) is not None
+    at_once = 1 if is_alone else options.batch_size
     for start in range(0, len(images), at_once):
         pictures = [read_image(image) for image in images[start : start + at_once]]
         heatmaps += _explain_pictures(subject, pictures, of, options)

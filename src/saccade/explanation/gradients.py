@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from saccade.errors import ConfigError, ExplainError
 from saccade.explanation.attribution import Attribution, ScoreFn
 from saccade.explanation.perturbation import BASELINES, Baseline, baseline_pixels, masks_at_once
-from saccade.explanation.record import Record, recording, unwrap
+from saccade.explanation.record import Record, mixing_layer, recording, refuse_batch_statistics, unwrap
 from saccade.types import ExplainSpec, ImageBatch
 
 BRIEF = 3
@@ -230,10 +230,18 @@ def pixel_gradients(
 
 
 def repeated_gradients(model: nn.Module, images: ImageBatch, copies: Tensor, scores: Sequence[ScoreFn]) -> Tensor:
-    """Gradients at S variants of every picture: ``copies [B, S, 3, H, W]`` -> ``[T, B, S, 3, H, W]`` float32."""
-    batch = images.with_pixels(copies.flatten(0, 1)).channels_last()
-    gradients = torch.cat(list(pixel_gradients(model, batch, scores)))
-    return gradients.reshape(len(scores), *copies.shape)
+    """Gradients at S variants of every picture: ``copies [B, S, 3, H, W]`` -> ``[T, B, S, 3, H, W]`` float32.
+
+    Raises:
+        ExplainError: where there are several pictures and the model mixes those of a batch.
+    """
+    if len(images) > 1:
+        refuse_batch_statistics(model)
+    pixels, parts = copies.flatten(0, 1), []
+    for part in torch.split(pixels, len(pixels) if mixing_layer(model) is None else 1):
+        batch = images.with_pixels(part).channels_last()
+        parts.append(torch.cat(list(pixel_gradients(model, batch, scores))))
+    return torch.cat(parts, dim=1).reshape(len(scores), *copies.shape)
 
 
 def negative_share(values: Tensor) -> Tensor:

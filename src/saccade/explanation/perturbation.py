@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from saccade.errors import ConfigError, ExplainError
 from saccade.explanation.attribution import Attribution, ScoreFn
 from saccade.explanation.boxes import enough_for
-from saccade.explanation.record import exact, undisturbed
+from saccade.explanation.record import exact, mixing_layer, refuse_batch_statistics, undisturbed
 from saccade.explanation.rounded import TRIAL, agrees, can_round, quick_copy, rounding
 from saccade.explanation.scores import when_hidden
 from saccade.types import ExplainSpec, ImageBatch
@@ -112,17 +112,27 @@ def masked_scores(
         masks: chunks ``[B or 1, m, H, W]`` of numbers from 0 (hidden) to 1 (kept).
         scores: what is asked of the outputs, in the form for changed pictures.
         is_rounded: let the model compute in bfloat16.
+
+    Raises:
+        ExplainError: where there are several pictures and the model mixes those of a batch.
     """
     pixels = images.pixels.detach()
     scores = [when_hidden(score) for score in scores]
+    if len(images) > 1:
+        refuse_batch_statistics(model)
+    # Differently hidden copies of one picture would be normalised with each other's colours.
+    together = 1 if mixing_layer(model) is not None else None
     model = enough_for(model, scores)
     for chunk in masks:
         kept = chunk.to(pixels.device, pixels.dtype)[:, :, None]  # [B or 1, m, 1, H, W]
         blended = torch.lerp(baseline[:, None], pixels[:, None], kept).flatten(0, 1)
+        seen = []
         with torch.no_grad():
-            with rounding(pixels.device, is_on=is_rounded):
-                outputs = model(images.with_pixels(blended).channels_last())
-            yield torch.stack([score(outputs).float().reshape(len(images), -1) for score in scores])
+            for part in torch.split(blended, together or len(blended)):
+                with rounding(pixels.device, is_on=is_rounded):
+                    outputs = model(images.with_pixels(part).channels_last())
+                seen.append(torch.stack([score(outputs).float() for score in scores]))
+        yield torch.cat(seen, dim=1).reshape(len(scores), len(images), -1)
 
 
 @dataclass(frozen=True, kw_only=True)

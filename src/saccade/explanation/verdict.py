@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -31,7 +30,7 @@ from saccade.explanation.attribution import Attribution, Explainer, ScoreFn
 from saccade.explanation.faithfulness import centre_map, counts_of, keep_masks, negative_share, rank_similarity
 from saccade.explanation.gradients import Gradient
 from saccade.explanation.perturbation import Baseline, baseline_pixels, masked_scores, masks_at_once
-from saccade.explanation.record import undisturbed, unwrap
+from saccade.explanation.record import counting, undisturbed, unwrap
 from saccade.explanation.rules import Lines, Status, measured, rule
 from saccade.explanation.scores import region_of
 from saccade.explanation.scramble import Extent, scrambled
@@ -126,11 +125,12 @@ class Judge:
     """
 
     def __init__(self, model: nn.Module, spec: ExplainSpec, config: VerdictConfig | None = None) -> None:
-        self.model = model
+        # Wrappers are called past by some methods and not by others.
+        self.model = unwrap(model)
         self.spec = spec
         self.config = config or VerdictConfig()
         self._copies = self._shuffled(self.config.copies)
-        above = structure(unwrap(model))
+        above = structure(self.model)
         self._of_model: dict[str, float] = {} if above is None else {"structure": above}
 
     def _shuffled(self, count: int, *, is_late: bool = False) -> list[nn.Module]:
@@ -329,7 +329,7 @@ class Judge:
         found, seen = [], 0
         for other in models:
             declared = getattr(other, "explain_spec", None)
-            with _counted(other) as count:
+            with counting(other) as count:
                 found.append(explainer(other, images, scores, declared() if declared else self.spec).values.float())
             seen += sum(count)
         return found, seen
@@ -391,17 +391,6 @@ def _inside(values: Tensor, region: Tensor) -> Tensor:
     """A map ``[h, w]`` laid over the canvas, its values in the region."""
     large = F.interpolate(values[None, None].cpu(), region.shape, mode="bilinear", align_corners=False)[0, 0]
     return large[region]
-
-
-@contextmanager
-def _counted(model: nn.Module) -> Iterator[list[int]]:
-    """Collects how many pictures go through a model in each of its passes."""
-    counts: list[int] = []
-    handle = model.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
-    try:
-        yield counts
-    finally:
-        handle.remove()
 
 
 class _Trials(NamedTuple):
