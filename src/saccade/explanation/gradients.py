@@ -101,7 +101,7 @@ class SmoothGrad:
     def __call__(
         self, model: nn.Module, images: ImageBatch, scores: Sequence[ScoreFn], spec: ExplainSpec
     ) -> Attribution:
-        """Values on the canvas; the error is the relative standard error of the mean gradient."""
+        """Values on the canvas; the error is the relative standard error of the mean gradient; one sample has none."""
         pixels = images.pixels.detach()
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(self.samples, *pixels.shape[1:], generator=generator).to(pixels)
@@ -115,9 +115,13 @@ class SmoothGrad:
             total += gradients.sum(dim=2)
             squares += gradients.square().sum(dim=2)
         mean = total / self.samples
-        variance = (squares / self.samples - mean.square()).clamp_min(0) / self.samples
+        values = mean.abs().amax(dim=2)
+        if self.samples == 1:
+            return Attribution(values)
+        spread_of_one = (squares - self.samples * mean.square()).clamp_min(0) / (self.samples - 1)
+        variance = spread_of_one / self.samples  # of the mean
         error = variance.sum(dim=(2, 3, 4)).sqrt() / mean.flatten(2).norm(dim=2).clamp_min(1e-20)
-        return Attribution(mean.abs().amax(dim=2), error=error)
+        return Attribution(values, error=error)
 
 
 @dataclass(frozen=True)
@@ -281,7 +285,8 @@ class _GuidedReLU(torch.autograd.Function):
 class _GuidedMode(TorchFunctionMode):
     """Replaces every ReLU, module or function, in place or not, for the length of a block."""
 
-    _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+    _IN_PLACE = (F.relu_, torch.relu_, Tensor.relu_)
+    _RELUS = (F.relu, torch.relu, Tensor.relu, *_IN_PLACE)
 
     def __init__(self) -> None:
         super().__init__()
@@ -294,4 +299,10 @@ class _GuidedMode(TorchFunctionMode):
         if func not in self._RELUS:
             return func(*args, **kwargs)
         self.count += 1
-        return _GuidedReLU.apply(args[0] if args else kwargs["input"])
+        given: Tensor = args[0] if args else kwargs["input"]
+        is_in_place = kwargs.get("inplace", len(args) > 1 and args[1]) if func is F.relu else func in self._IN_PLACE
+        if not is_in_place:
+            return _GuidedReLU.apply(given)
+        # Whoever calls it as a statement goes on with what was given; what is rectified is a copy, because the backward
+        # pass needs it as it was.
+        return given.copy_(_GuidedReLU.apply(given.clone()))

@@ -365,6 +365,8 @@ def rise_values(masks: Tensor, seen: Tensor, *, is_centred: bool = True) -> Tens
 def standard_error(masks: Tensor, seen: Tensor) -> Tensor:
     """Relative Monte-Carlo error ``[T, B]`` of a centred RISE map: root mean square of its standard error over its own.
 
+    Where the map is nothing but rounding the error is infinite, or NaN where there is none to be told either.
+
     Args:
         masks: ``[M, ...]`` shares shown of some places.
         seen: ``[T, B, M]`` scores under the masks.
@@ -384,7 +386,11 @@ def standard_error(masks: Tensor, seen: Tensor) -> Tensor:
             influence = (flat / share) * (here - ratio[row, column]) - (here - mean[row, column])
             squared[row, column] = influence.var(dim=0) / count
     size = (ratio - mean).square().mean(-1).sqrt()
-    return (squared.mean(-1).sqrt() / size.clamp(min=1e-12)).where(size > 1e-9, 0.0).float()
+    error = squared.mean(-1).sqrt()
+    # Rounding in the sums above, relative to what was summed: scores may be of any scale.
+    rounding_size = 1e-12 * seen.abs().amax(-1)
+    size, error = (torch.where(number > rounding_size, number, 0.0) for number in (size, error))
+    return (error / size).float()
 
 
 def _estimate(weighted: Tensor, shown: Tensor, seen: Tensor, *, is_centred: bool) -> Tensor:
