@@ -522,3 +522,31 @@ def test_the_cost_of_a_wrapped_model_is_that_of_the_model(trained: Lines) -> Non
         for model in (trained, nn.DataParallel(trained), torch.compile(trained, backend="eager"))
     ]
     assert costs == [costs[0]] * 3
+
+
+def test_a_verdict_does_not_depend_on_what_else_was_asked(trained: Lines) -> None:
+    """A class, a region and a single pixel: different things are measured of each."""
+
+    class Within(ClassScore):
+        mask: Tensor
+
+    def within(label: int, top: int, side: int) -> ClassScore:
+        score = Within(label)
+        mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+        mask[top : top + side, 8 : 8 + side] = True
+        object.__setattr__(score, "mask", mask)
+        return score
+
+    image, _ = striped(1, torch.Generator().manual_seed(1))
+    scores = [within(0, 8, 12), class_score(1), within(1, 14, 1), within(1, 4, 12)]
+    attribution = Gradient()(trained, image, scores, trained.spec)
+    judge_of_it = Judge(trained, trained.spec)
+    together = judge_of_it(image, scores, Gradient(), attribution)
+    for place, score in enumerate(scores):
+        alone = Attribution(attribution.values[place : place + 1])
+        (single,) = judge_of_it(image, [score], Gradient(), alone)[0]
+        assert together[place][0].reasons == single.reasons
+        assert together[place][0].figures == pytest.approx(dict(single.figures), abs=1e-4)
+    assert "similarity" in together[0][0].figures
+    assert "similarity" not in together[2][0].figures
+    assert ["advantage_region" in row[0].figures for row in together] == [True, False, True, True]

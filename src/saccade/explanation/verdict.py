@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -154,6 +154,16 @@ class Judge:
         if attribution.values.shape[:2] != (len(scores), len(images)):
             got = f"{tuple(attribution.values.shape[:2])} maps for {len(scores)} scores and {len(images)} images"
             raise InputError(got, where="attribution")
+        verdicts: dict[int, list[Verdict]] = {}
+        for members in _alike(scores):
+            asked = [scores[member] for member in members]
+            verdicts |= zip(members, self._judged(images, asked, explainer, _of(attribution, members)), strict=True)
+        return [verdicts[score] for score in range(len(scores))]
+
+    def _judged(
+        self, images: ImageBatch, scores: Sequence[ScoreFn], explainer: Explainer, attribution: Attribution
+    ) -> list[list[Verdict]]:
+        """The verdicts of scores of one kind, of which the same is measured."""
         with undisturbed(self.model):
             baseline = baseline_pixels(self.model, images, self.config.baseline)
             trials = self._hide_and_reveal(images, baseline, scores, attribution)
@@ -280,8 +290,7 @@ class Judge:
         """
         figures: list[list[dict[str, float]]] = [[{} for _ in range(len(images))] for _ in scores]
         regions = _regions(scores)
-        is_small = regions is not None and int(regions.sum(dim=(1, 2)).min()) < SMALLEST_REGION
-        if is_small or getattr(explainer, "is_costly", False):
+        if _kind(scores[0]) == "small region" or getattr(explainer, "is_costly", False):
             return figures, 0
         brief: Explainer = getattr(explainer, "brief", explainer)
         own = attribution.values.float()
@@ -348,10 +357,35 @@ def judge(
     return Judge(model, spec, config)(images, scores, explainer, attribution)
 
 
+def _kind(score: ScoreFn) -> str:
+    """What a score is about, which decides what is measured of its map."""
+    region = region_of(score)
+    if region is None:
+        return "picture"
+    return "small region" if int(region.sum()) < SMALLEST_REGION else "region"
+
+
+def _alike(scores: Sequence[ScoreFn]) -> list[list[int]]:
+    """Places of the scores of each kind, so that no verdict depends on what else was asked."""
+    kinds: dict[str, list[int]] = {}
+    for place, score in enumerate(scores):
+        kinds.setdefault(_kind(score), []).append(place)
+    return [*kinds.values()]
+
+
+def _of(attribution: Attribution, scores: list[int]) -> Attribution:
+    """The part of an attribution that belongs to some of its scores."""
+    parts = {
+        name: None if values is None else values[scores]
+        for name, values in (("error", attribution.error), ("negative", attribution.negative))
+    }
+    return replace(attribution, values=attribution.values[scores], **parts)
+
+
 def _regions(scores: Sequence[ScoreFn]) -> Tensor | None:
     """The regions ``[T, H, W]`` of 0 and 1 that the scores are about; None where they are about whole pictures."""
     masks = [region.float().cpu() for region in map(region_of, scores) if region is not None]
-    return torch.stack(masks) if len(masks) == len(scores) else None
+    return torch.stack(masks) if masks else None
 
 
 def _likeness(own: Tensor, others: Sequence[Tensor], regions: Tensor | None) -> Tensor:
