@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import torch
@@ -22,11 +21,12 @@ from torch import Tensor
 from saccade.data.decode import read_image
 from saccade.errors import ConfigError, ExplainError, InputError
 from saccade.explanation.adapt import model_device
+from saccade.explanation.attribution import ScoreFn
 from saccade.explanation.boxes import Found, Watched
 from saccade.explanation.boxquestions import BoxQuestions
-from saccade.explanation.boxscores import SIDES, Side
+from saccade.explanation.boxscores import SIDES, AskedBox, DetectionScore, Side, SideScore
 from saccade.explanation.cam import GradCAM, HiResCAM, LayerCAM, grid_layer
-from saccade.explanation.explain import Subject
+from saccade.explanation.explain import Subject, blank_reason, manifest
 from saccade.explanation.fired import Fired
 from saccade.explanation.gradients import negative_share
 from saccade.explanation.heatmap import Heatmap
@@ -159,6 +159,12 @@ class _Objects:
     def __len__(self) -> int:
         return len(self.sources)
 
+    def score(self, index: int) -> ScoreFn:
+        """What is asked about an object, for the manifest, which does not need its pixels."""
+        none = torch.zeros(0, 0, dtype=torch.bool)
+        asked = AskedBox(self.boxes[index], int(self.given.labels[index]), int(self.sources[index]), none)
+        return DetectionScore(asked) if self.side is None else SideScore(asked, self.side)
+
     def words(self, index: int) -> str:
         """The question about an object, as ``explain`` words it."""
         label = int(self.given.labels[index])
@@ -275,14 +281,13 @@ def _heatmaps(
     canvas, geometry = (int(images.pixels.shape[-2]), int(images.pixels.shape[-1])), images.geometries[0]
     boxes = map_to_original(asked.boxes, geometry)
     regions = _regions(asked.boxes, canvas, images)
-    versions = {"saccade": version("saccade"), "torch": torch.__version__}
     heatmaps: dict[int, Heatmap] = {}
     for part in parts:
         values = part.values if chosen.is_signed else part.values.clamp_min(0)
         if not values.isfinite().all():
             raise ExplainError(f"method {chosen.name!r} gave values that are not finite", remedy="try float32 weights")
         original, seen = to_original(values, canvas, geometry)
-        explainer = repr(replace(chosen, layer=part.layer))
+        explainer = replace(chosen, layer=part.layer)
         for place, index in enumerate(part.members):
             origin = asked.origins[index]
             cell = None if origin.box is None else map_to_original(origin.box.cpu().float()[None], geometry)[0]
@@ -293,22 +298,15 @@ def _heatmaps(
                 is_signed=chosen.is_signed,
                 is_class_agnostic=chosen.is_class_agnostic,
                 name=chosen.name,
-                method=explainer,
+                method=repr(explainer),
                 of=asked.words(index),
                 score=float(asked.totals[index].detach()),
                 layer=part.layer,
                 negative=float(part.negative[place]),
-                blank=None if values[place].any() else "no evidence at this layer speaks for it",
+                blank=blank_reason(values[place], float(part.negative[place])),
                 region=regions[index],
                 fired=Fired(origin.words, boxes[index], cell),
-                manifest={
-                    "model": subject.name,
-                    "method": explainer,
-                    "source": int(asked.sources[index]),
-                    "layer": subject.spec.layers[part.layer].path,
-                    "canvas": list(canvas),
-                    **versions,
-                },
+                manifest=manifest(subject, explainer, images, asked.score(index), part.layer),
             )
     return [heatmaps[index] for index in range(len(asked))]
 

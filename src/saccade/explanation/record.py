@@ -284,7 +284,7 @@ def mixing_layer(model: nn.Module) -> str | None:
     """A batch norm without running statistics: it mixes the pictures of a batch, and their gradients; None: no such."""
     for name, module in unwrap(model).named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            return name
+            return str(name)
     return None
 
 

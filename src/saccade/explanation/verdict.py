@@ -375,11 +375,8 @@ def _alike(scores: Sequence[ScoreFn]) -> list[list[int]]:
 
 def _of(attribution: Attribution, scores: list[int]) -> Attribution:
     """The part of an attribution that belongs to some of its scores."""
-    parts = {
-        name: None if values is None else values[scores]
-        for name, values in (("error", attribution.error), ("negative", attribution.negative))
-    }
-    return replace(attribution, values=attribution.values[scores], **parts)
+    error, negative = (None if one is None else one[scores] for one in (attribution.error, attribution.negative))
+    return replace(attribution, values=attribution.values[scores], error=error, negative=negative)
 
 
 def _regions(scores: Sequence[ScoreFn]) -> Tensor | None:
