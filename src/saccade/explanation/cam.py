@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from saccade.errors import ConfigError, ExplainError, UnknownNameError
 from saccade.explanation.attribution import Attribution, ScoreFn
-from saccade.explanation.gradients import negative_share
+from saccade.explanation.faithfulness import negative_shares
 from saccade.explanation.record import exact, mixing_layer, recording
-from saccade.explanation.scores import logits_of, when_hidden
+from saccade.explanation.scores import logits_of, unbounded, when_hidden
 from saccade.types import ExplainSpec, GridLayer, ImageBatch
 
 
@@ -199,7 +199,8 @@ class ScoreCAM:
 
     Convention (Algorithm 1 of the paper): each map is enlarged to the canvas, scaled to [0, 1] and multiplied with the
     normalised pixels; the weights are the softmax *over channels* of the resulting scores, taken as they are (here:
-    logits); subtracting the score of a baseline would cancel in that softmax. Constant maps get no weight.
+    logits); subtracting the score of a baseline would cancel in that softmax. Constant maps get no weight. How surely
+    an object is still found is a share in [0, 1], of which a softmax is all but even; its log odds are taken instead.
 
     Attributes:
         layer: a name in ``ExplainSpec.layers``.
@@ -227,6 +228,7 @@ class ScoreCAM:
         """Values on the grid of the layer."""
         values = []
         layers = {self.layer: grid_layer(spec, self.layer)}
+        asked = [unbounded(when_hidden(score)) for score in scores]
         for index in range(len(images)):
             image = images[index]
             with recording(model, layers, with_gradients=False) as record:
@@ -242,7 +244,7 @@ class ScoreCAM:
                     masks = (masks - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
                     record.run(image.with_pixels(image.pixels * masks.to(image.pixels.dtype)))
                     is_constant = (high <= low).flatten()
-                    weighed.append(record.scores([*map(when_hidden, scores)]).masked_fill(is_constant, float("-inf")))
+                    weighed.append(record.scores(asked).masked_fill(is_constant, float("-inf")))
             weights = torch.cat(weighed, dim=1).softmax(dim=1).nan_to_num(0.0)  # nan: every map is constant
             values.append(_weigh(maps[None], weights[:, None])[:, 0].clamp_min(0))
         return Attribution(torch.stack(values, dim=1), layer=self.layer)
@@ -285,5 +287,5 @@ def _principal(maps: Tensor) -> Tensor:
 
 def _evidence(values: Tensor, layer: str, *, is_signed: bool) -> Attribution:
     """Signed evidence to an attribution; what rectification removes is told in ``negative``."""
-    negative = negative_share(values)
+    negative = negative_shares(values)
     return Attribution(values if is_signed else values.clamp_min(0), layer=layer, negative=negative)

@@ -27,7 +27,7 @@ from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import default_method
 from saccade.explanation.methods import method as named_method
 from saccade.explanation.prompts import beside, contrasts_of, noted
-from saccade.explanation.questions import Asked, Question, described
+from saccade.explanation.questions import Asked, Question, described, plain
 from saccade.explanation.record import exact, mixing_layer, undisturbed, unwrap
 from saccade.explanation.sharing import attribute, judged
 from saccade.explanation.verdict import Judge, Verdict
@@ -163,6 +163,7 @@ def explain_batch(
         raise InputError("there is nothing to explain", expected="at least one picture and one question")
     if options.batch_size < 1:
         raise ConfigError(f"batch_size is {options.batch_size}", expected="at least 1")
+    of = [plain(question) for question in of]
     subject = _ready(model, images, of)
     plan = _plan(subject, options)
     heatmaps = []

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from saccade.errors import ConfigError, ExplainError
 from saccade.explanation.attribution import Attribution, ScoreFn
+from saccade.explanation.faithfulness import negative_shares
 from saccade.explanation.perturbation import BASELINES, Baseline, baseline_pixels, masks_at_once
 from saccade.explanation.record import Record, mixing_layer, recording, refuse_batch_statistics, unwrap
 from saccade.types import ExplainSpec, ImageBatch
@@ -29,7 +30,7 @@ from saccade.types import ExplainSpec, ImageBatch
 BRIEF = 3
 """Samples or steps of a map that is only compared with another."""
 
-CPU_PIXELS = 1_000_000
+GRADIENT_CPU_PIXELS = 1_000_000
 """Pixels per forward and backward pass on a processor: twenty photographs of 224x224. More than without gradients: the
 activations leave the caches anyway, and the weights are put in order for fewer passes."""
 
@@ -66,7 +67,7 @@ class InputGradient:
         """Values on the canvas."""
         pixels = images.pixels.detach().float()
         values = torch.cat([(pixels * gradient).sum(dim=2) for gradient in pixel_gradients(model, images, scores)])
-        return Attribution(values, negative=negative_share(values))
+        return Attribution(values, negative=negative_shares(values))
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class SmoothGrad:
         spread = pixels.amax(dim=(1, 2, 3), keepdim=True) - pixels.amin(dim=(1, 2, 3), keepdim=True)
         total = pixels.new_zeros(len(scores), *pixels.shape, dtype=torch.float32)
         squares = torch.zeros_like(total)
-        per_pass = masks_at_once(images, self.chunk, CPU_PIXELS)
+        per_pass = masks_at_once(images, self.chunk, GRADIENT_CPU_PIXELS)
         for part in torch.split(noise, per_pass):
             noisy = pixels[:, None] + self.sigma * spread[:, None] * part
             gradients = repeated_gradients(model, images, noisy, scores)
@@ -166,20 +167,20 @@ class IntegratedGradients:
         points = torch.from_numpy((nodes + 1) / 2).to(pixels)
         shares = torch.from_numpy(weights / 2).to(pixels.device, torch.float32)
         mean = pixels.new_zeros(len(scores), *pixels.shape, dtype=torch.float32)
-        per_pass = masks_at_once(images, self.chunk, CPU_PIXELS)
+        per_pass = masks_at_once(images, self.chunk, GRADIENT_CPU_PIXELS)
         for part, share in zip(torch.split(points, per_pass), torch.split(shares, per_pass), strict=True):
             line = start[:, None] + part.view(-1, 1, 1, 1) * (pixels - start)[:, None]
             mean += (repeated_gradients(model, images, line, scores) * share.view(-1, 1, 1, 1)).sum(dim=2)
         values = ((pixels - start).float() * mean).sum(dim=2)
         if not self.has_gap:
-            return Attribution(values, negative=negative_share(values))
+            return Attribution(values, negative=negative_shares(values))
         with recording(model, with_gradients=False) as record:
             record.run(images)
             difference = record.scores(scores)
             record.run(images.with_pixels(start))
             difference = difference - record.scores(scores)
         gap = (values.sum(dim=(2, 3)) - difference).abs() / difference.abs().clamp_min(1e-6)
-        return Attribution(values, error=gap, negative=negative_share(values))
+        return Attribution(values, error=gap, negative=negative_shares(values))
 
 
 @dataclass(frozen=True)
@@ -246,12 +247,6 @@ def repeated_gradients(model: nn.Module, images: ImageBatch, copies: Tensor, sco
         batch = images.with_pixels(part).channels_last()
         parts.append(torch.cat(list(pixel_gradients(model, batch, scores))))
     return torch.cat(parts, dim=1).reshape(len(scores), *copies.shape)
-
-
-def negative_share(values: Tensor) -> Tensor:
-    """Share of the absolute evidence that is negative, ``[T, B, h, w] -> [T, B]``; zero where there is none at all."""
-    total = values.abs().sum(dim=(-2, -1))
-    return values.clamp_max(0).abs().sum(dim=(-2, -1)) / total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
 def _pixels(record: Record) -> Tensor:

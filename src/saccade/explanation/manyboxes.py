@@ -27,8 +27,8 @@ from saccade.explanation.boxquestions import BoxQuestions
 from saccade.explanation.boxscores import SIDES, AskedBox, DetectionScore, Side, SideScore
 from saccade.explanation.cam import GradCAM, HiResCAM, LayerCAM, grid_layer
 from saccade.explanation.explain import Subject, blank_reason, manifest
+from saccade.explanation.faithfulness import negative_shares
 from saccade.explanation.fired import Fired
-from saccade.explanation.gradients import negative_share
 from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import method as named_method
 from saccade.explanation.record import Record, exact, recording
@@ -221,10 +221,10 @@ def _within(chosen: Method, maps: Tensor, gradient: Tensor, window: Window) -> t
     if isinstance(chosen, GradCAM):
         weights = own.sum(dim=(1, 2)) / (maps.shape[1] * maps.shape[2])
         values = torch.einsum("c,chw->hw", weights, maps)
-        return values, float(negative_share(values))
+        return values, float(negative_shares(values))
     values = maps.new_zeros(maps.shape[1:])
     values[rows, columns] = chosen.combine(maps[None, :, rows, columns], own[None, None])[0, 0]
-    return values, float(negative_share(values))
+    return values, float(negative_shares(values))
 
 
 @exact()
@@ -235,7 +235,7 @@ def _dense(record: Record, asked: _Objects, chosen: Method, layer: str) -> list[
     for (gradients,) in record.gradients_of(asked.totals, [record.all_seen()[layer]], AT_ONCE):
         parts.append(chosen.combine(maps, record.as_grid(layer, gradients))[:, 0])
     values = torch.cat(parts)
-    return [_Maps(values, negative_share(values), [*range(len(asked))], layer)]
+    return [_Maps(values, negative_shares(values), [*range(len(asked))], layer)]
 
 
 def _window(origin: Origin, grid: tuple[int, int], canvas: tuple[int, int]) -> Window:

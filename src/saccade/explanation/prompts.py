@@ -23,7 +23,7 @@ from saccade.explanation.scores import class_score
 from saccade.ops.image import Preprocess
 from saccade.types import Classes, ImageBatch
 
-SAME = 0.95
+ALIKE = 0.95
 """Correlation of two prompts' maps from which on a map is said to hardly depend on the prompt."""
 
 NEUTRAL = "something"
@@ -111,7 +111,7 @@ def noted(known: Mapping[Asked, Attribution], question: Asked, contrast: Contras
     if contrast is None:
         return found
     correlation = correlated(known[contrast.own].values, known[contrast.other].values)
-    if correlation is None or correlation < SAME:
+    if correlation is None or correlation < ALIKE:
         return found
     note = f"the map hardly depends on the prompt: that of {contrast.words!r} is nearly the same"
     return replace(found, notes=(*found.notes, f"{note} (correlation {correlation:.2f})"))

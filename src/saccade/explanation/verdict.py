@@ -45,7 +45,7 @@ FEWEST_CELLS = 100
 """Cells of a map that a comparison with late copies takes: these still see where something is, and a map of fewer cells
 hardly says more."""
 
-PROBES = 4
+NUM_PROBES = 4
 """Pictures that the answers of model and copies are compared on."""
 
 
@@ -169,7 +169,7 @@ class Judge:
             trials = self._hide_and_reveal(images, baseline, scores, attribution)
             response = self._response(images, baseline, scores)
         similarity, cost = self._similarity(images, scores, explainer, attribution)
-        cost += trials.cost + PROBES * (1 + len(self._copies))
+        cost += trials.cost + NUM_PROBES * (1 + len(self._copies))
         verdicts = []
         for score in range(len(scores)):
             row = []
@@ -327,7 +327,7 @@ class Judge:
         others, most = self._again(self._late_copies, brief, images, scores)
         for name, mine, theirs in (("similarity_late", own, others), ("similarity_late_gradient", usual, usuals)):
             # Fine maps change more than coarse ones, so both are compared on the grid of the map.
-            mine, *theirs = [_on_grid(values, own) for values in (mine, *theirs)]
+            mine, *theirs = [_coarsened(values, own) for values in (mine, *theirs)]
             _note(figures, name, _likeness(mine, theirs, None))
         return seen + more + most
 
@@ -411,7 +411,7 @@ def _note(figures: list[list[dict[str, float]]], name: str, values: Tensor) -> N
             entry[name] = number
 
 
-def _on_grid(values: Tensor, like: Tensor) -> Tensor:
+def _coarsened(values: Tensor, like: Tensor) -> Tensor:
     """Maps as means over the cells of a coarser grid; as they are where it is no coarser."""
     if values.shape[-1] <= like.shape[-1]:
         return values
