@@ -125,7 +125,7 @@ def list_models(
     task: Annotated[str | None, typer.Option(help=f"Only models of this task: {_TASKS}.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """What exists: names, tasks, parameters, operations per picture."""
+    """What exists, by task: names, parameters, operations per picture."""
     from saccade.console import new_console, table
     from saccade.engine.catalog import catalog
 
@@ -133,18 +133,22 @@ def list_models(
     if as_json:
         typer.echo(json.dumps([entry.to_dict() for entry in entries], indent=2))
         return
-    rows = [
-        (
-            entry.name,
-            entry.task,
-            entry.architecture,
-            f"{entry.parameters / 1e6:.2f} M",
-            f"{entry.flops / 1e9:.2f}",
-            f"{entry.size[0]}x{entry.size[1]}",
-        )
-        for entry in entries
-    ]
-    new_console().print(table(["model", "task", "what it is", "parameters", "GFLOPs", "input"], rows))
+    rows: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(entry.task for entry in entries):
+        rows += [("",) * 5] if rows else []
+        rows.append((f"[bold]{name}[/bold]", *("",) * 4))
+        rows += [
+            (
+                entry.name,
+                entry.architecture,
+                f"{entry.parameters / 1e6:.2f} M",
+                f"{entry.flops / 1e9:.2f}",
+                f"{entry.size[0]}x{entry.size[1]}",
+            )
+            for entry in entries
+            if entry.task == name
+        ]
+    new_console().print(table(["model", "what it is", "parameters", "GFLOPs", "input"], rows))
     typer.echo("\nand timm/NAME for any convolutional timm backbone")
 
 
