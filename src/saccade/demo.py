@@ -14,7 +14,7 @@ from rich.console import Console
 
 from saccade import render
 from saccade.api import explain, finished, predict, search, start, task_of
-from saccade.atomic import check_folder, whole_file
+from saccade.atomic import check_folder, whole_file, write_json
 from saccade.config import to_dict
 from saccade.console import clock, print_evaluation, show_training
 from saccade.data.dataset import Dataset
@@ -40,6 +40,12 @@ TASKS = (
 SHOWN = "instances"
 """The folder that the last line speaks of."""
 
+PAGE = "report.html"
+"""The page of the whole demo."""
+
+MARKER = "demo.json"
+"""The file that lists the folders that a demo wrote: only these are ever replaced."""
+
 QUERIES = ("face", "red heart")
 """What the zero-shot part looks for: words that people used of other pictures."""
 
@@ -53,9 +59,10 @@ def run(out: Path, *, overwrite: bool, console: Console) -> Path:
     began = time.monotonic()
     check_folder(out)
     _make_room(out, overwrite=overwrite)
+    write_json(out / MARKER, {"written by": "saccade demo", "folders": [name for name, _ in TASKS]})
     parts = [_one(out / name, recipe, console) for name, recipe in TASKS]
     lead = "What `saccade demo` made of the embedded data: each part is a run of its own, in a folder beside this page."
-    page = write_page(out / "report.html", "Saccade demo", lead, parts)
+    page = write_page(out / PAGE, "Saccade demo", lead, parts)
     console.print(f"\n{clock(time.monotonic() - began)} minutes in all. Open [bold]{page}[/bold]")
     folder = out / SHOWN
     console.print(f"Next: saccade predict {folder} photo.png --out maps   saccade explain {folder} photo.png")
@@ -159,10 +166,30 @@ def _words(prediction: Prediction) -> str:
 
 
 def _make_room(out: Path, *, overwrite: bool) -> None:
+    """Remove an earlier demo, and nothing else: a folder of runs may lie there, with names like those of a demo.
+
+    Raises:
+        RunError: where the folder holds something and may not be replaced, is no earlier demo, or holds anything that
+            no demo wrote.
+    """
     if not out.exists() or not any(out.iterdir()):
         return
     if not overwrite:
         raise RunError("the folder exists already", where=str(out), remedy="choose another --out, or add --overwrite")
-    if not any((out / name / "config.json").is_file() for name, _ in TASKS):
-        raise RunError("the folder holds something that is no demo, so it is not replaced", where=str(out))
-    shutil.rmtree(out)
+    if not (out / MARKER).is_file():
+        told = "the folder holds something that is no demo, so it is not replaced"
+        raise RunError(told, where=str(out), expected=f"a folder with {MARKER}", remedy="choose another --out")
+    # A page that was being written when a demo was stopped, and what systems leave in folders that were looked at.
+    ours = {name for name, _ in TASKS} | {MARKER, PAGE, ".DS_Store", "Thumbs.db"}
+    foreign = [path.name for path in sorted(out.iterdir()) if path.name not in ours]
+    foreign = [name for name in foreign if not name.startswith((f".{Path(PAGE).stem}.", f".{Path(MARKER).stem}."))]
+    if foreign:
+        names = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+        remedy = "move it elsewhere, or choose another --out"
+        raise RunError(f"the folder holds what no demo wrote ({names})", where=str(out), remedy=remedy)
+    # The marker goes last, so that a removal that was cut short can be taken up again.
+    for path in sorted(out.iterdir(), key=lambda path: path.name == MARKER):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -83,6 +83,7 @@ def test_a_picture_without_text_is_background(tmp_path: Path) -> None:
     place(tmp_path, "images/train/a.png", "labels/train/a.txt")
     place(tmp_path, "images/train/b.png", "labels/train/b.txt", "")
     place(tmp_path, "images/train/c.png", None)
+    place(tmp_path, "images/val/d.png", "labels/val/d.txt")
     source = open_data(tmp_path)
     assert [len(image.objects) for image in source.split("train").images] == [1, 0, 0]  # type: ignore[attr-defined]
     assert "1 picture without a text file: background only: c.png" in source.notes

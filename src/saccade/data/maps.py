@@ -313,6 +313,10 @@ class MapDataset:
             raise size_error(item, size, (labels.shape[0], labels.shape[1]))
         return Sample(image, MapTarget(torch.from_numpy(labels)), str(item))
 
+    def select(self, indices: Sequence[int]) -> MapDataset:
+        """Some of the samples, as a data set of the same kind."""
+        return MapDataset([self.items[index] for index in indices], self.classes, self.root, self.licence)
+
     def fingerprint(self) -> str:
         """A SHA-256 over class names and the names and sizes in bytes of all files, with the meaning of the masks."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
