@@ -479,11 +479,23 @@ def test_strict_stops_at_the_first_bad_picture(refused: Any, spoiled: Path, line
 
 
 @pytest.mark.parametrize("name", BAD_PICTURES)
-@pytest.mark.parametrize("verb", ["predict", "explain"])
-def test_predict_and_explain_stop_at_a_bad_picture(refused: Any, spoiled: Path, verb: str, name: str) -> None:
-    sentence = refused(f"{verb} {{run}} {{picture}} {spoiled}/val/red/{name} --out o")
+@pytest.mark.parametrize("line", ["predict {run} {bad} --out o", "explain {run} {picture} {bad} --out o"])
+def test_predict_and_explain_name_a_bad_picture(refused: Any, spoiled: Path, line: str, name: str) -> None:
+    sentence = refused(line.replace("{bad}", f"{spoiled}/val/red/{name}"))
     assert sentence.startswith(f"{spoiled}/val/red/{name}: ")
     assert BAD_PICTURES[name] in sentence
+
+
+def test_predict_goes_on_after_a_bad_picture(command: Any, places: dict[str, Path], spoiled: Path) -> None:
+    bad = spoiled / "val" / "red" / next(iter(BAD_PICTURES))
+    ended = command("predict", places["run"], bad, places["picture"], "--out", "o")
+    assert ended.status == 2
+    assert ended.err.startswith(f"unreadable: {bad}: ")
+    assert ended.err.splitlines()[-1].startswith(f"error: 1 of 2 pictures cannot be read; the first: {bad}: ")
+    failed, told = json.loads(Path("o/predictions.json").read_text(encoding="utf-8"))
+    assert failed == {"image": str(bad), "error": ended.err.splitlines()[0].removeprefix("unreadable: ")}
+    assert told["image"] == str(places["picture"])
+    assert f"{places['picture']}: " in ended.out
 
 
 needs_rights = pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")

@@ -371,12 +371,15 @@ def predict(
     loaded = with_classes(model, _class_names(class_names), templates)
     _announce(loaded)
     ready = prompter_of(loaded, maps=maps, boxes=boxes) or loaded
-    for record in predict_files(ready, images, top=top, exact=exact, out=out, score=score):
-        records.append(record)
-        typer.echo(json.dumps(record) if as_json else told(record, score))
-    if out is not None:
-        write_json(out / "predictions.json", records)
-        typer.echo(f"written: {out / 'predictions.json'}", err=as_json)
+    try:
+        for record in predict_files(ready, images, top=top, exact=exact, out=out, score=score):
+            records.append(record)
+            typer.echo(json.dumps(record) if as_json else told(record, score), err=not as_json and "error" in record)
+    finally:
+        # Also after Ctrl-C and where the last picture is damaged: hours of predictions are not thrown away.
+        if out is not None and any("error" not in record for record in records):
+            write_json(out / "predictions.json", records)
+            typer.echo(f"written: {out / 'predictions.json'}", err=as_json)
 
 
 @app.command()

@@ -180,3 +180,11 @@ def test_words_are_asked_of_a_model_that_knows_them(
     monkeypatch.setattr(model, "encode_text", encode_text, raising=False)
     assert isinstance(model, retrieval.EncodesTexts)
     assert saccade.search(model, folder, "something blue")[0].path.name == "blue.png"
+
+
+def test_found_pictures_are_not_searched(folder: Path, tmp_path: Path) -> None:
+    (folder / "found").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "found" / "found.png")
+    assert len(list_pictures(folder, leave_out=folder / "found")) == 4
+    (folder / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    assert len(list_pictures(folder)) == 5

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from saccade.data.decode import DAMAGE, read_image
+from saccade.data.decode import DAMAGE, read_image, silence_pillow
 from saccade.data.splits import check_two_classes
 from saccade.errors import DataError, ImageError
 from saccade.types import Classes, MapTarget, Sample, TaskName
@@ -158,15 +157,14 @@ def read_values(path: Path, *, is_colour: bool) -> NDArray[Any]:
     """
     if not path.is_file():
         raise ImageError("there is no such mask", where=str(path), remedy="check the path")
+    silence_pillow()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(path.read_bytes())) as mask:
-                mask.load()
-                upright = ImageOps.exif_transpose(mask)
-                if is_colour:
-                    return _colours(np.asarray(upright.convert("RGB")))
-                return _numbers(upright, path)
+        with Image.open(io.BytesIO(path.read_bytes())) as mask:
+            mask.load()
+            upright = ImageOps.exif_transpose(mask)
+            if is_colour:
+                return _colours(np.asarray(upright.convert("RGB")))
+            return _numbers(upright, path)
     except Image.DecompressionBombError:
         raise ImageError("the mask has far more pixels than can be decoded", where=str(path)) from None
     except DAMAGE as error:

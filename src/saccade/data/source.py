@@ -120,8 +120,8 @@ def _open(source: Any, task: TaskName | None, strict: bool) -> DataSource:
     if isinstance(source, DataSource):
         return source
     if not isinstance(source, str | Path):
-        opened = _source(open_object(source, strict=strict), type(source).__name__)
-        return replace(opened, is_one_object=not isinstance(source, Mapping))
+        handed = _source(open_object(source, strict=strict), type(source).__name__)
+        return replace(handed, is_one_object=not isinstance(source, Mapping))
     path = Path(source).expanduser()
     if not str(source).strip() or not path.exists():
         if str(source) in embedded.names():

@@ -75,7 +75,8 @@ def open_yolo(source: Path, task: TaskName | None = None, *, strict: bool = Fals
 
     Raises:
         DataError: lines that are no numbers, numbers that are no shares, classes that are not listed, key points, no
-            pictures, no text for any of them, faults of the objects that cannot be mended; with ``strict`` everything that would be told.
+            pictures, no text for any of them, faults of the objects that cannot be mended; with ``strict`` everything
+            that would be told.
     """
     yaml_file = source if source.is_file() else _yaml_file(source)
     root = source.parent if source.is_file() else source
@@ -119,8 +120,8 @@ def label_file(picture: Path, roots: Sequence[Path]) -> Path:
             and may well be called ``images``; of a picture that lies in none of them every folder counts.
     """
     # Made absolute without following links, which may lead out of the data.
-    whole = Path(os.path.abspath(picture)).parts
-    tops = [Path(os.path.abspath(root)).parts for root in roots]
+    whole = Path(os.path.normpath(picture.absolute())).parts
+    tops = [Path(os.path.normpath(root.absolute())).parts for root in roots]
     below = max((len(whole) - len(top) for top in tops if whole[: len(top)] == top), default=len(picture.parts))
     parts = list(picture.parts)
     for place in range(len(parts) - 2, max(len(parts) - below, 0) - 1, -1):
