@@ -746,3 +746,33 @@ def test_a_damaged_run_is_not_resumed(
     path = Path("o") / name
     path.write_bytes(damage(path.read_bytes()))
     assert refused("train --resume o").startswith(words)
+
+
+def test_ctrl_c_is_answered_in_words(command: Any, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("saccade.batch.predict_files", stopped)
+    ended = command("predict", places["run"], places["picture"])
+    assert (ended.status, ended.err) == (130, "\nstopped; the same command starts again\n")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_a_full_memory_is_one_sentence(
+    command: Any, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("saccade.batch.predict_files", full)
+    ended = command("predict", places["run"], places["picture"])
+    assert ended.status == 2
+    assert re.fullmatch(r"error: the memory is too small \([^\n]+\); take a smaller --batch-size[^\n]+\n", ended.err)
+
+
+def test_a_name_that_is_no_utf_8_is_told(command: Any, places: dict[str, Path]) -> None:
+    shutil.copy(places["picture"], "gr\udcfcn.png")
+    ended = command("predict", places["run"], "gr\udcfcn.png", "--out", "o")
+    assert ended.status == 0, ended
+    assert "gr\\udcfcn.png: " in ended.out
+    assert json.loads(Path("o/predictions.json").read_text(encoding="utf-8"))[0]["image"] == "gr\udcfcn.png"

@@ -6,6 +6,7 @@ the commands, so that ``saccade --help`` answers at once.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import typer
 
 import saccade
 from saccade.allocator import keep_freed_memory
-from saccade.errors import ConfigError, SaccadeError
+from saccade.errors import ConfigError, SaccadeError, is_out_of_memory
 
 if TYPE_CHECKING:
     from saccade.engine.evaluate import EvaluateConfig
@@ -59,6 +60,10 @@ Set = Annotated[
 def main() -> None:
     """Entry point: runs a command and turns every foreseen mistake into one sentence and a status."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files are bytes; one that is no UTF-8 is told as well as it can be.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -67,11 +72,16 @@ def main() -> None:
         if debug:
             raise
         _fail(str(error))
-    except KeyboardInterrupt:
-        if debug:
+    except SystemExit as ended:
+        # typer answers Ctrl-C with a status and no word; a verb that has said how to go on raises its own Exit.
+        if isinstance(ended.__context__, typer.Exit) and isinstance(ended.__context__.__cause__, KeyboardInterrupt):
+            sys.stderr.write("\nstopped; the same command starts again\n")
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if debug or not is_out_of_memory(error):
             raise
-        sys.stderr.write("\nstopped\n")
-        sys.exit(130)
+        reason = str(error).splitlines()[0] if str(error) else "none is left"
+        _fail(f"the memory is too small ({reason}); take a smaller --batch-size, a smaller model or smaller pictures")
     except OSError as error:
         # Disk full, no permission, a folder where a file should be: the operating system's words are the best there
         # are.

@@ -16,7 +16,7 @@ from saccade import render
 from saccade.api import explain, finished, predict, search, start, task_of
 from saccade.atomic import check_folder, whole_file, write_json
 from saccade.config import to_dict
-from saccade.console import clock, print_evaluation, show_training
+from saccade.console import bold, clock, print_evaluation, show_training
 from saccade.data.dataset import Dataset
 from saccade.data.decode import read_image
 from saccade.data.source import open_data
@@ -63,7 +63,7 @@ def run(out: Path, *, overwrite: bool, console: Console) -> Path:
     parts = [_one(out / name, recipe, console) for name, recipe in TASKS]
     lead = "What `saccade demo` made of the embedded data: each part is a run of its own, in a folder beside this page."
     page = write_page(out / PAGE, "Saccade demo", lead, parts)
-    console.print(f"\n{clock(time.monotonic() - began)} minutes in all. Open [bold]{page}[/bold]")
+    console.print(f"\n{clock(time.monotonic() - began)} minutes in all. Open", bold(page))
     folder = out / SHOWN
     console.print(f"Next: saccade predict {folder} photo.png --out maps   saccade explain {folder} photo.png")
     return page
@@ -73,14 +73,14 @@ def _one(folder: Path, recipe: Recipe, console: Console) -> Part:
     """Train, evaluate, predict and explain one recipe; returns its part of the page."""
     source = open_data(recipe.data, task=task_of(recipe.model))
     counts = ", ".join(f"{len(dataset)} {name}" for name, dataset in source.splits.items())
-    console.print(f"\n[bold]{folder.name}: train[/bold]  {recipe.model} on {recipe.data} ({counts} images)")
+    console.print(bold(f"\n{folder.name}: train"), f" {recipe.model} on {recipe.data} ({counts} images)")
     overrides = [f"model.{override}" for override in recipe.overrides]
     _, records = start(recipe.model, source, out=folder, settings=to_dict(recipe.train), assignments=overrides)
     show_training(records, console)
     trained = finished(folder)
 
     split = "test" if "test" in source.splits else source.held_out
-    console.print(f"\n[bold]{folder.name}: evaluate[/bold]  on the images of {split}")
+    console.print(bold(f"\n{folder.name}: evaluate"), f" on the images of {split}")
     config = ReportConfig(split=split, title=f"{recipe.model} on {recipe.data}")
     evaluation, part = evaluate_and_report(trained.model, source, folder, config)
     print_evaluation(evaluation, console)
@@ -90,12 +90,12 @@ def _one(folder: Path, recipe: Recipe, console: Console) -> Part:
         part = replace(part, sections=[*_in_words(trained.model, folder, held_out, console), *part.sections])
         write_page(folder / "report.html", part.title, part.lead, [part])
         return part
-    console.print(f"\n[bold]{folder.name}: predict[/bold]  three of them")
+    console.print(bold(f"\n{folder.name}: predict"), " three of them")
     samples = [held_out[index] for index in range(3)]
     for sample, prediction in zip(samples, predict(trained.model, [s.image for s in samples]), strict=True):
         console.print(f"  {sample.source}: {_words(prediction)}")
 
-    console.print(f"\n[bold]{folder.name}: explain[/bold]  why, and how far to trust the answer")
+    console.print(bold(f"\n{folder.name}: explain"), " why, and how far to trust the answer")
     heat = explain(trained.model, samples[0].image)
     picture = heat.save(folder / "why.png")
     if heat.verdict is not None:
@@ -117,7 +117,7 @@ def _found(model: AnyModel, folder: Path, samples: Sequence[Sample], console: Co
         with whole_file(pictures / Path(sample.source).name) as temporary:
             Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
     texts = {Path(sample.source).name: _text(sample).partition(", ")[0] for sample in samples}
-    console.print(f"\n[bold]{folder.name}: search[/bold]  in {len(samples)} held-out pictures")
+    console.print(bold(f"\n{folder.name}: search"), f" in {len(samples)} held-out pictures")
     plots = []
     for query in QUERIES:
         found = search(model, pictures, query, top=5)
@@ -133,7 +133,7 @@ def _found(model: AnyModel, folder: Path, samples: Sequence[Sample], console: Co
 def _named(model: AnyModel, folder: Path, held_out: Dataset, samples: Sequence[Sample], console: Console) -> Section:
     """Some held-out pictures named by words alone, each with the reason."""
     names = held_out.classes.names
-    console.print(f"\n[bold]{folder.name}: predict and explain[/bold]  {len(names)} names, by their words alone")
+    console.print(bold(f"\n{folder.name}: predict and explain"), f" {len(names)} names, by their words alone")
     cards = []
     for sample in samples[:: max(len(samples) // 3, 1)][:3]:
         prediction = predict(model, sample.image, classes=names)[0]

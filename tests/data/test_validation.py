@@ -58,3 +58,12 @@ def test_one_picture_of_each_class_stays_training_alone(make_folders: Any) -> No
     assert list(source.splits) == ["train"]
     with pytest.raises(DataError, match="only training pictures"):
         _ = source.held_out
+
+
+def test_names_that_are_not_utf_8_have_a_fingerprint(make_folders: Any) -> None:
+    root = make_folders({"train/a": 3, "train/b": 3})
+    for name in "ab":
+        (root / "train" / name / "000.png").rename(root / "train" / name / "gr\udcfcn.png")
+    source = open_data(root)
+    assert len(source.split("train")) == 4
+    assert source.fingerprint() == open_data(root).fingerprint()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from saccade.data.decode import DAMAGE, read_image, silence_pillow
-from saccade.data.splits import check_two_classes
+from saccade.data.splits import as_bytes, check_two_classes
 from saccade.errors import DataError, ImageError
 from saccade.types import Classes, MapTarget, Sample, TaskName
 
@@ -317,9 +317,9 @@ class MapDataset:
 
     def fingerprint(self) -> str:
         """A SHA-256 over class names and the names and sizes in bytes of all files, with the meaning of the masks."""
-        digest = hashlib.sha256("\0".join(self.classes).encode())
+        digest = hashlib.sha256(as_bytes("\0".join(self.classes)))
         for item in self.items:
-            digest.update(f"{identity_of(item.image, self.root)}\0{item.map.identity(self.root)}\n".encode())
+            digest.update(as_bytes(f"{identity_of(item.image, self.root)}\0{item.map.identity(self.root)}\n"))
         return digest.hexdigest()
 
 

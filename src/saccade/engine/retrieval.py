@@ -19,13 +19,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from saccade.atomic import whole_file
 from saccade.data.decode import SUFFIXES, ImageSource, read_image
 from saccade.data.walk import pictures_in
-from saccade.engine.checkpoint import weights_digest
+from saccade.engine.checkpoint import save_tensors, weights_digest
 from saccade.engine.features import Embeds
 from saccade.engine.modes import evaluating
 from saccade.errors import ConfigError, DataError, ImageError, InputError, RunError
@@ -169,8 +167,7 @@ class PictureIndex:
             "names": torch.from_numpy(np.frombuffer(names, dtype=np.uint8).copy()),
         }
         path = index_path(self.folder, self.digest) if path is None else Path(path)
-        with whole_file(path) as temporary:
-            save_file(tensors, temporary, metadata={"saccade_index": _FORMAT, "digest": self.digest})
+        save_tensors(path, tensors, {"saccade_index": _FORMAT, "digest": self.digest})
         return path
 
     @classmethod
@@ -223,15 +220,16 @@ def open_index(
     notes: list[str] = []
     digest = weights_digest(model)
     place = index_path(folder, digest)
-    known = None
+    known, kept = None, None
     if place.is_file():
         try:
-            known = PictureIndex.load(place, folder)
+            known, kept = PictureIndex.load(place, folder), _kept_dtype(place)
         except DataError as error:
             notes.append(f"{error}; made anew")
     index = _brought_up_to_date(model, folder, digest, known, leave_out)
     notes += [f"left out: {sentence}" for sentence in index.skipped]
-    if known is None or known.entries != index.entries:
+    # Vectors in 16 bits are near enough to stay where 32 are asked for; the other way the file is to become smaller.
+    if known is None or known.entries != index.entries or (dtype == "float16" and kept != dtype):
         try:
             index.save(place, dtype=dtype)
         except RunError as error:
@@ -259,6 +257,12 @@ def _brought_up_to_date(
         raise DataError(f"none of the {len(listed)} pictures can be read", where=str(folder))
     vectors = torch.stack([made[entry] if entry in made else old[entry] for entry in kept])
     return PictureIndex(folder, digest, kept, vectors, tuple(skipped), len(made))
+
+
+def _kept_dtype(place: Path) -> str | None:
+    """How the vectors of an index are kept: ``float16`` or ``float32``."""
+    with safe_open(place, framework="pt") as file:
+        return {"F16": "float16", "F32": "float32"}.get(file.get_slice("vectors").get_dtype())
 
 
 def index_path(folder: Path, digest: str) -> Path:
