@@ -142,6 +142,32 @@ def test_evaluate_scores_and_writes(command: Any, places: dict[str, Path], train
     assert "written: score/report.html" in ended.out
 
 
+@pytest.mark.usefixtures("short_report")
+def test_evaluate_takes_the_test_split_or_every_picture(command: Any, places: dict[str, Path], tmp_path: Path) -> None:
+    data = tmp_path / "three"
+    shutil.copytree(places["data"], data)
+    shutil.copytree(data / "val", data / "test")
+    (data / "val/red/0.png").unlink()
+    ended = command("evaluate", places["run"], data, "--out", "test")
+    assert "on 20 images" in ended.out
+    assert "count as held out" not in ended.out, "the split is the user's own"
+    assert json.loads(Path("test/evaluation.json").read_text())["settings"]["split"] == "test"
+    ended = command("evaluate", places["run"], data, "--split", "all", "--out", "all")
+    assert "on 79 images" in ended.out
+
+
+@pytest.mark.usefixtures("short_report")
+def test_evaluate_of_a_folder_without_splits_says_what_was_scored(command: Any, places: dict[str, Path]) -> None:
+    folder = places["data"] / "train"
+    ended = command("evaluate", places["run"], folder, "--out", "part", "--device", "cpu")
+    told = re.search(r"scored the (\d+) of 40 pictures that count as held out; --split all scores every one", ended.out)
+    assert told is not None
+    assert f"on {told[1]} images" in ended.out
+    ended = command("evaluate", places["run"], folder, "--split", "all", "--out", "whole")
+    assert "on 40 images" in ended.out
+    assert "count as held out" not in ended.out
+
+
 def test_predict_tells_and_writes_the_same(command: Any, places: dict[str, Path], trained: Path) -> None:
     (Path("mine") / "deeper").mkdir(parents=True)
     for name, colour in (("b.png", "red"), ("a.PNG", "dark"), ("deeper/c.png", "green")):
@@ -239,7 +265,9 @@ def test_models_are_listed(command: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(entries) == ["vit_nano_p4_28", "vit_s16"], "models for tests are left out"
     assert entries["vit_s16"]["size"] == [224, 224]
     assert entries["vit_s16"]["parameters"] == sum(p.numel() for p in saccade.create("vit_s16").parameters())
+    assert command("models", "--task", "captions").out == command("models", "--task", "zero_shot").out
     table = command("models", "--task", "classification").out
+    assert table.splitlines()[1].strip() == "classification"
     assert re.search(r"vit_s16 .* 22\.05 M +9\.\d\d +224x224", table)
 
 
@@ -277,8 +305,12 @@ def test_version_and_help(command: Any) -> None:
         ("explain {run} {picture} --of reed", ["--of: unknown class 'reed'", "did you mean 'red'?"]),
         ("explain {run} {picture} --of xyz", ["--of: unknown class 'xyz'", "expected one of: blue, dark, green, grey"]),
         ("explain {run} {picture} --against reed", ["--against: unknown class 'reed'", "did you mean 'red'?"]),
-        ("evaluate {run} {data} --split test", ["no split 'test'", "expected one of: train, val"]),
-        ("models --task segmentation", ["unknown task 'segmentation'", "did you mean 'semantic'?"]),
+        ("evaluate {run} {data} --split test", ["no split 'test'", "expected one of: train, val, all"]),
+        ("models --task segmentatio", ["unknown task 'segmentatio'", "did you mean 'segmentation'?"]),
+        ("data inspect {data} --task segmentatio", ["unknown task 'segmentatio'", "did you mean 'segmentation'?"]),
+        ("predict {run} {picture} --device gpu", ["device: 'gpu' is no device", "expected auto, cpu, cuda or cuda:N"]),
+        ("explain {run} {picture} --device cuda:", ["device: 'cuda:' is no device", "expected auto, cpu, cuda or"]),
+        ("evaluate {run} {data} --device cuda:99", ["there is no", "device"]),
         ("data make o --task segmentatio", ["unknown task 'segmentatio'", "did you mean 'segmentation'?"]),
         # config fields
         (

@@ -205,7 +205,8 @@ def evaluate(
             with classes by the names of these.
         data: anything ``open_data`` knows.
         templates: of a zero-shot model, what names are put into: a named set, or texts with one ``{}`` each.
-        split: ``train``, ``val`` or ``test``; by default the one that is held out.
+        split: ``train``, ``val``, ``test``, or ``all`` for the pictures of every split; by default ``test`` where there
+            is one, else the split that is held out.
         strict: fail on a corrupt file or a class that does not match, instead of reporting it.
         settings: fields of ``EvaluateConfig``: batch_size, workers, ...
 

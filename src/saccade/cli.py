@@ -34,6 +34,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data, or draw synthetic scenes.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
+_TASKS = "classification, semantic (or segmentation), detection, instance, zero_shot (or captions)"
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A trained file or run folder; a published source.")]
 Data = Annotated[str, typer.Argument(metavar="DATA", help="Folder, file or embedded name; the format is recognised.")]
 Images = Annotated[
@@ -44,6 +46,10 @@ Strict = Annotated[bool, typer.Option("--strict", help="Fail on a corrupt file o
 ClassNames = Annotated[
     str | None,
     typer.Option("--classes", metavar="NAMES", help='Of a zero-shot model: "a cat,a dog", or a file of names.'),
+]
+Device = Annotated[
+    str,
+    typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N; auto is a CUDA GPU where there is one."),
 ]
 Templates = Annotated[
     str | None,
@@ -126,27 +132,32 @@ def demo(
 
 @app.command("models")
 def list_models(
-    task: Annotated[str | None, typer.Option(help="Only models of this task.")] = None,
+    task: Annotated[str | None, typer.Option(help=f"Only models of this task: {_TASKS}.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """What exists: names, parameters, operations per picture."""
-    from saccade.console import new_console, table
+    """What exists, by task: names, parameters, operations per picture."""
+    from saccade.console import bold, new_console, table
     from saccade.engine.catalog import catalog
 
     entries = catalog(task)
     if as_json:
         typer.echo(json.dumps([entry.to_dict() for entry in entries], indent=2))
         return
-    rows = [
-        (
-            entry.name,
-            entry.architecture,
-            f"{entry.parameters / 1e6:.2f} M",
-            f"{entry.flops / 1e9:.2f}",
-            f"{entry.size[0]}x{entry.size[1]}",
-        )
-        for entry in entries
-    ]
+    rows: list[tuple[object, ...]] = []
+    for name in dict.fromkeys(entry.task for entry in entries):
+        rows += [("",) * 5] if rows else []
+        rows.append((bold(name), *("",) * 4))
+        rows += [
+            (
+                entry.name,
+                entry.architecture,
+                f"{entry.parameters / 1e6:.2f} M",
+                f"{entry.flops / 1e9:.2f}",
+                f"{entry.size[0]}x{entry.size[1]}",
+            )
+            for entry in entries
+            if entry.task == name
+        ]
     new_console().print(table(["model", "what it is", "parameters", "GFLOPs", "input"], rows))
     typer.echo("\nand timm/NAME for any convolutional timm backbone")
 
@@ -155,7 +166,9 @@ def list_models(
 def data_inspect(
     path: Data,
     out: Annotated[Path | None, typer.Option(help="Folder for inspection.json and a contact sheet.")] = None,
-    task: Annotated[str | None, typer.Option(help="Read the data for this task; default what is recognised.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help=f"Read the data for this task: {_TASKS}; default what is recognised.")
+    ] = None,
     strict: Strict = False,
 ) -> None:
     """What is there: format, splits, classes, sizes, and what is wrong."""
@@ -197,7 +210,10 @@ def data_make(
     count: Annotated[int, typer.Option(help="Scenes in all.")] = 200,
     size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 96,
     task: Annotated[
-        str, typer.Option(help="classification, segmentation, detection, instance, captions or attributes.")
+        str,
+        typer.Option(
+            help="classification, segmentation (or semantic), detection, instance, captions (or zero_shot), attributes."
+        ),
     ] = "classification",
     seed: Annotated[int, typer.Option(help="The same seed draws the same scenes.")] = 0,
 ) -> None:
@@ -266,14 +282,20 @@ def evaluate(
         str | None, typer.Argument(metavar="MODEL", help="A trained file or run folder; none with --predictions.")
     ] = None,
     data: Annotated[str | None, typer.Argument(metavar="DATA", help="Folder, file or embedded name.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and report.html.")] = None,
-    split: Annotated[str | None, typer.Option(help="train, val or test; default the one held out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json and report.html; default evaluation/ beside MODEL.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, val, test or all; default test where there is one, else what is held out."),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per forward pass.")] = None,
     predictions: Annotated[
         Path | None, typer.Option(metavar="JSON", help="Score this COCO result file, made by anyone, instead.")
     ] = None,
     class_names: ClassNames = None,
     templates: Templates = None,
+    device: Device = "auto",
     strict: Strict = False,
 ) -> None:
     """Score a model: the headline with its interval, figures per class; the worst mistakes, explained."""
@@ -287,7 +309,7 @@ def evaluate(
         return
     if model is None or data is None:
         raise ConfigError("evaluate needs MODEL and DATA", remedy="for example: saccade evaluate runs/pets data/pets")
-    _evaluate_model(model, data, split, out, config, class_names, templates)
+    _evaluate_model(model, data, split, out, config, class_names, templates, device)
 
 
 def _evaluate_model(
@@ -298,17 +320,19 @@ def _evaluate_model(
     config: EvaluateConfig,
     class_names: str | None,
     templates: str | None,
+    device: str,
 ) -> None:
     from dataclasses import replace
 
     from saccade.console import new_console, print_evaluation
+    from saccade.data.source import ALL
     from saccade.opening import open_for
     from saccade.report import ReportConfig, evaluate_and_report
     from saccade.text.prompts import as_templates
 
     folder = out or _evaluation_folder(model)
     classes = _class_names(class_names)
-    loaded, source = open_for(model, data, classes=classes, templates=templates, strict=config.strict)
+    loaded, source = open_for(model, data, classes=classes, templates=templates, strict=config.strict, device=device)
     _announce(loaded)
     config = replace(config, templates=as_templates(templates) or ())
     report = ReportConfig(title=f"{model} on {data}", split=split, evaluate=config)
@@ -317,6 +341,10 @@ def _evaluate_model(
     for note in source.notes:
         console.print(f"note: {note}")
     print_evaluation(evaluation, console)
+    if split is None and source.is_split_by_hash:
+        held, whole = len(source.split(source.scored)), len(source.split(ALL))
+        told = f"scored the {held} of {whole} pictures that count as held out; --split all scores every one"
+        typer.echo(f"\n{told}")
     typer.echo(f"\nwritten: {folder / 'report.html'}")
 
 
@@ -359,10 +387,13 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Folder for predictions.json, label maps and drawn boxes.")] = None,
     top: Annotated[int, typer.Option(help="Classes to tell per picture.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on the screen.")] = False,
-    score: Annotated[float, typer.Option(help="Of a detector: lowest score of an object told and drawn.")] = 0.3,
+    score: Annotated[
+        float, typer.Option(help="Of a detector: lowest score of an object told and drawn; files list all.")
+    ] = 0.3,
     exact: Annotated[bool, typer.Option("--exact", help="The float32 model as written, no faster copy.")] = False,
     class_names: ClassNames = None,
     templates: Templates = None,
+    device: Device = "auto",
     maps: Annotated[
         bool, typer.Option("--map", help="Of a zero-shot model: one of --classes for every pixel.")
     ] = False,
@@ -378,7 +409,7 @@ def predict(
     if out is not None:
         check_folder(out)
     records = []
-    loaded = with_classes(model, _class_names(class_names), templates)
+    loaded = with_classes(model, _class_names(class_names), templates, device=device)
     _announce(loaded)
     ready = prompter_of(loaded, maps=maps, boxes=boxes) or loaded
     try:
@@ -397,15 +428,22 @@ def explain(
     model: Model,
     images: Images,
     of: Annotated[
-        list[str] | None, typer.Option(help="Class, pixel x,y, component:N, box:N or mask:N; default the prediction.")
+        list[str] | None,
+        typer.Option(
+            help="Class, pixel x,y, component:N (from 1), box:N, box:N/left or mask:N (from 0); default the prediction."
+        ),
     ] = None,
     against: Annotated[str | None, typer.Option(help="Contrast: why the class and not this one.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Method, several, or `all`; default chosen.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="gradcam, relevance, rise, ..., several, or `all`; docs/explain.md tells each."),
+    ] = None,
     layer: Annotated[str, typer.Option(help="Declared layer to look at; default the model's own.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for pictures, arrays and manifests.")] = Path("explanations"),
     verdict: Annotated[bool, typer.Option(help="Measure how far each map can be trusted.")] = True,
     class_names: ClassNames = None,
     templates: Templates = None,
+    device: Device = "auto",
 ) -> None:
     """Which pixels decided, and how far to trust the answer."""
     from saccade.batch import explain_files
@@ -413,7 +451,7 @@ def explain(
     from saccade.opening import with_prompts
 
     options = ExplainOptions(layer=layer, against=against, verdict=verdict)
-    loaded = with_prompts(model, of or [], against, _class_names(class_names), templates)
+    loaded = with_prompts(model, of or [], against, _class_names(class_names), templates, device=device)
     for line in explain_files(loaded, images, of or [], options, method or ["auto"], out):
         typer.echo(line)
     typer.echo(f"written: {out}")
@@ -427,13 +465,14 @@ def search(
     top: Annotated[int, typer.Option(help="Pictures to tell.")] = 10,
     out: Annotated[Path | None, typer.Option(help="Folder for found.json and a sheet of the found pictures.")] = None,
     half: Annotated[bool, typer.Option("--half", help="Keep the vectors in 16 bits: half the file.")] = False,
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on the screen.")] = False,
 ) -> None:
     """Find pictures by words, or by another picture."""
     from saccade.batch import search_files
     from saccade.opening import load
 
-    results = search_files(load(model), folder, query, top=top, out=out, is_half=half)
+    results = search_files(load(model, device=device), folder, query, top=top, out=out, is_half=half)
     for note in results.notes:
         typer.echo(f"note: {note}", err=True)
     for record in results.records:

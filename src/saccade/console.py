@@ -43,7 +43,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     for index, title in enumerate(head):
         result.add_column(title, justify="left" if index == 0 else "right")
     for row in rows:
-        result.add_row(*(str(cell) for cell in row))
+        result.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
     return result
 
 

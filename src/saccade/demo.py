@@ -79,7 +79,7 @@ def _one(folder: Path, recipe: Recipe, console: Console) -> Part:
     show_training(records, console)
     trained = finished(folder)
 
-    split = "test" if "test" in source.splits else source.held_out
+    split = source.scored
     console.print(bold(f"\n{folder.name}: evaluate"), f" on the images of {split}")
     config = ReportConfig(split=split, title=f"{recipe.model} on {recipe.data}")
     evaluation, part = evaluate_and_report(trained.model, source, folder, config)

@@ -120,6 +120,11 @@ class CaptionDataset:
         """Some of the samples, as a data set of the same kind."""
         return self._with([self.items[index] for index in indices])
 
+    def joined(self, others: Sequence[Dataset]) -> Self:
+        """These samples and those of other data sets of this kind."""
+        more = [item for one in others if isinstance(one, CaptionDataset) for item in one.items]
+        return self._with([*self.items, *more])
+
     def keeping(self, is_usable: Callable[[str], bool]) -> Self:
         """The same without some texts, and without the pictures that keep no caption."""
         kept = []

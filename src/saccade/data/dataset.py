@@ -5,7 +5,9 @@ B pictures · h, w size · K classes
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +101,15 @@ class Selectable(Protocol):
 
     def select(self, indices: Sequence[int]) -> Dataset:
         """The samples at ``indices``."""
+        ...
+
+
+@runtime_checkable
+class Joinable(Protocol):
+    """A data set that takes others of its own kind in."""
+
+    def joined(self, others: Sequence[Dataset]) -> Dataset:
+        """Its own samples, then those of the others."""
         ...
 
 
@@ -273,6 +284,53 @@ def subset(dataset: Dataset, indices: Sequence[int]) -> Dataset:
     if isinstance(dataset, Selectable):
         return dataset.select(indices)
     return LabelledSubset(dataset, indices) if isinstance(dataset, Labelled) else Subset(dataset, indices)
+
+
+def union(datasets: Sequence[Dataset]) -> Dataset:
+    """The samples of several data sets with the same classes, one after the other."""
+    first, *others = datasets
+    if not others:
+        return first
+    if isinstance(first, Joinable):
+        return first.joined(others)
+    if all(isinstance(one, Labelled) for one in datasets):
+        return LabelledUnion(datasets)
+    return Union(datasets)
+
+
+class Union:
+    """The samples of several data sets with the same classes, one after the other.
+
+    Attributes:
+        datasets: the parts.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset]) -> None:
+        self.datasets = tuple(datasets)
+        self.starts = tuple(itertools.accumulate((len(one) for one in datasets), initial=0))
+        self.task: TaskName = datasets[0].task
+        self.classes = datasets[0].classes
+        self.licence = next((one.licence for one in datasets if one.licence), None)
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
+        part = bisect.bisect_right(self.starts, index) - 1
+        return self.datasets[part][index - self.starts[part]]
+
+    def fingerprint(self) -> str:
+        """A SHA-256 over those of the parts."""
+        return hashlib.sha256("".join(one.fingerprint() for one in self.datasets).encode()).hexdigest()
+
+
+class LabelledUnion(Union):
+    """The samples of several data sets with one class per sample."""
+
+    def labels(self) -> Tensor:
+        """The label of every sample ``[N]`` int64."""
+        return torch.cat([one.labels() for one in self.datasets if isinstance(one, Labelled)])
 
 
 class Subset:

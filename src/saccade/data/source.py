@@ -12,7 +12,7 @@ from saccade.data.box_table import is_box_folder, is_box_table, open_boxes
 from saccade.data.caption_files import is_caption_file
 from saccade.data.caption_folder import is_caption_folder, open_captions
 from saccade.data.coco import has_coco_annotations, is_coco_folder, open_coco, read_coco_source
-from saccade.data.dataset import Dataset, Opened
+from saccade.data.dataset import Dataset, Opened, union
 from saccade.data.decode import SUFFIXES
 from saccade.data.folder import open_folder
 from saccade.data.idx import find_idx, open_idx
@@ -20,7 +20,7 @@ from saccade.data.labelme import is_labelme_folder, open_labelme
 from saccade.data.numbered import open_numbered
 from saccade.data.objects_coco import has_outlines, open_coco_objects
 from saccade.data.pairs import is_mask_table, is_pair_folder, open_pairs
-from saccade.data.splits import counted
+from saccade.data.splits import BY_HASH, counted
 from saccade.data.table import is_table_folder, open_table
 from saccade.data.validation import with_validation
 from saccade.data.voc import is_voc_folder, open_voc
@@ -28,8 +28,11 @@ from saccade.data.voc_xml import is_voc_xml_folder, open_voc_xml
 from saccade.data.wrap import open_object
 from saccade.data.yolo import is_yolo_folder, open_yolo
 from saccade.errors import DataError, UnknownNameError, nearest
-from saccade.types import Classes, TaskName
+from saccade.types import TASK_SYNONYMS, Classes, TaskName
 from saccade.types.attributes import AttributeTable
+
+ALL = "all"
+"""In the place of a split: the pictures of every split."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +59,21 @@ class DataSource:
     is_one_object: bool = False
 
     def split(self, name: str) -> Dataset:
-        """One split.
+        """One split, or with ``all`` the pictures of every split.
 
         Raises:
             DataError: naming the splits there are.
         """
         if name not in self.splits:
-            there = ", ".join(self.splits)
+            if name == ALL:
+                return union(list(self.splits.values()))
+            there = ", ".join((*self.splits, ALL))
             raise DataError(f"there is no split {name!r}", where=self.name, expected=f"one of: {there}")
         return self.splits[name]
 
     @property
     def held_out(self) -> str:
-        """The split to evaluate on: ``val`` where there is one, else ``test``, else the object that was handed over.
+        """The split that may choose a model: ``val`` where there is one, else ``test``, else the object that was handed over.
 
         Raises:
             DataError: where there are training pictures alone, which say nothing of other pictures.
@@ -84,6 +89,16 @@ class DataSource:
                 remedy="add pictures, or ask for the split train",
             )
         return found
+
+    @property
+    def scored(self) -> str:
+        """The split that a model is scored on: ``test`` where there is one, because ``val`` has chosen the model."""
+        return "test" if "test" in self.splits else self.held_out
+
+    @property
+    def is_split_by_hash(self) -> bool:
+        """Whether the source had no splits, so that a part of it was held out by a hash of the names."""
+        return any(BY_HASH in note for note in self.notes)
 
     @property
     def task(self) -> TaskName:
@@ -272,17 +287,17 @@ def _nothing_annotated(path: Path, task: TaskName | None) -> DataError:
 
 
 def as_task(name: str | None) -> TaskName | None:
-    """A task by the name that a user gave; None stays None.
+    """A task by the name that a user gave it (``segmentation`` is ``semantic``); None stays None.
 
     Raises:
         UnknownNameError: no data is for such a task.
     """
     for task in _TARGETS:
-        if name == task:
+        if name == task or TASK_SYNONYMS.get(str(name)) == task:
             return task
     if name is None:
         return None
-    raise UnknownNameError("task", name, _TARGETS)
+    raise UnknownNameError("task", name, [*_TARGETS, *TASK_SYNONYMS])
 
 
 def _of_task(data: DataSource, task: TaskName | None) -> DataSource:

@@ -29,6 +29,9 @@ SPLIT_NAMES = {
 VALIDATION_SHARE = 0.2
 """Share of each class that a source without splits gives to validation."""
 
+BY_HASH = "chosen by a hash of the file name"
+"""In every note about a split that is ours and not the source's; ``DataSource.is_split_by_hash`` looks for it."""
+
 
 @dataclass(frozen=True)
 class Joined(Generic[ItemT]):
@@ -123,7 +126,7 @@ def as_bytes(text: str) -> bytes:
 
 def told_split() -> str:
     """What ``split_by_hash`` does, in words for the notes."""
-    return f"{VALIDATION_SHARE:.0%} of each class, chosen by a hash of the file name, is held out as val"
+    return f"{VALIDATION_SHARE:.0%} of each class, {BY_HASH}, is held out as val"
 
 
 def split_by_hash(items: Sequence[tuple[ItemT, str]], keys: Sequence[str]) -> dict[str, list[tuple[ItemT, str]]]:

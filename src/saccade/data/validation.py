@@ -10,7 +10,7 @@ from saccade.data.dataset import Dataset, FileDataset, Labelled, subset
 from saccade.data.maps import MapDataset
 from saccade.data.objects import ObjectDataset
 from saccade.data.shards import ShardMember
-from saccade.data.splits import VALIDATION_SHARE, counted, split_by_hash
+from saccade.data.splits import BY_HASH, VALIDATION_SHARE, counted, split_by_hash
 
 
 def with_validation(splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], list[str]]:
@@ -32,8 +32,8 @@ def with_validation(splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], 
         return dict(splits), []
     share = f"{VALIDATION_SHARE:.0%} of each class" if isinstance(train, Labelled) else f"{VALIDATION_SHARE:.0%}"
     note = (
-        f"there is no val split: {len(held_out)} of the {counted(len(train), 'picture')} of train ({share}, chosen by "
-        "a hash of the file name) are held out as val"
+        f"there is no val split: {len(held_out)} of the {counted(len(train), 'picture')} of train ({share}, "
+        f"{BY_HASH}) are held out as val"
     )
     # Both keep the order of the files, whatever the order of the classes.
     kept = sorted(place for place, _ in halves["train"])

@@ -56,7 +56,7 @@ def write_scenes(
         out: folder to create.
         count: scenes in all; a fifth is for validation.
         size: height and width in pixels.
-        task: one of the six.
+        task: one of the six; ``semantic`` is ``segmentation``, ``zero_shot`` is ``captions``.
         seed: the same seed draws the same scenes.
         shortcut: class that a watermark betrays.
         shortcut_rate: share of its scenes that carry the watermark.
@@ -66,6 +66,7 @@ def write_scenes(
         ConfigError: too few scenes, or too small ones.
         DataError: a folder that exists already or cannot be written.
     """
+    task = {"semantic": "segmentation", "zero_shot": "captions"}.get(task, task)
     if task not in _WRITERS:
         raise UnknownNameError("task", task, _WRITERS)
     config = SceneConfig(

@@ -20,7 +20,7 @@ def open_board(folder: RunFolder, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        remedy = "pip install 'saccade[tensorboard]', or leave tensorboard off"
+        remedy = "pip install '.[tensorboard]' in the folder of Saccade's sources, or leave tensorboard off"
         raise ConfigError("TensorBoard is not installed", where="tensorboard", remedy=remedy) from error
     return SummaryWriter(folder.path / "tensorboard", purge_step=step + 1)
 

@@ -89,8 +89,12 @@ def save_model(
     write_container(path, model.state_dict(), header, "model")
 
 
-def load_model(path: str | Path) -> VisionModel[Any, Any, Any]:
-    """Rebuild a model from its file, in evaluation mode on the CPU.
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> VisionModel[Any, Any, Any]:
+    """Rebuild a model from its file, in evaluation mode.
+
+    Args:
+        path: the file.
+        device: where the model shall live, as torch names it.
 
     Raises:
         WeightsError: where the file is missing, truncated, altered, or not one of ours.
@@ -100,7 +104,7 @@ def load_model(path: str | Path) -> VisionModel[Any, Any, Any]:
     with torch.random.fork_rng(devices=[]):
         model = build_described(header, where=str(path))
     load_weights(model, tensors, where=str(path))
-    return model.eval()
+    return model.to(device).eval()
 
 
 def read_header(path: str | Path) -> ModelHeader:

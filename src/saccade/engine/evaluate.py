@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,18 +78,20 @@ def evaluate_split(
     Args:
         model: as for ``evaluate``.
         source: the data.
-        split: its name; the one that is held out where it is None.
+        split: its name, or ``all``; where it is None, ``test`` if there is one, else the one that is held out.
         config: as for ``evaluate``.
 
     Raises:
         DataError: as ``evaluate``, naming the source.
     """
-    dataset = source.split(split or source.held_out)
+    split = split or source.scored
+    dataset = source.split(split)
     try:
-        return dataset, evaluate(model, dataset, config)
+        evaluation = evaluate(model, dataset, config)
     except DataError as error:
         error.where = error.where or source.name
         raise
+    return dataset, replace(evaluation, settings={**evaluation.settings, "split": split})
 
 
 def check_task(model: VisionModel[Any, Any, Any], task: str, *, where: str | None = None) -> None:

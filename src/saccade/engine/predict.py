@@ -28,7 +28,7 @@ from saccade.models.base import VisionModel
 from saccade.models.detector import Detector
 from saccade.models.segmenter import Segmenter
 from saccade.tasks import TASKS
-from saccade.types import ImageBatch, Prediction
+from saccade.types import Classification, Embedding, ImageBatch, Prediction
 
 NUM_CHECKED = 16
 Ready = ImageBatch | Sequence[Tensor]
@@ -201,8 +201,15 @@ def run(candidate: Candidate, model: VisionModel[Any, Any, Any], pictures: Ready
             predictions += segment_pictures(model, pictures, forward)
             return predictions
         for part in _parts(pictures, candidate.chunk):
-            predictions += model.postprocess(forward(part), part)
+            predictions += [_on_cpu(one) for one in model.postprocess(forward(part), part)]
         return predictions
+
+
+def _on_cpu(prediction: Prediction) -> Prediction:
+    """The same prediction where callers expect every answer, wherever the model lives."""
+    if isinstance(prediction, Classification):
+        return replace(prediction, scores=prediction.scores.cpu())
+    return prediction.to("cpu") if isinstance(prediction, Embedding) else prediction
 
 
 def _parts(batch: ImageBatch, size: int) -> Iterator[ImageBatch]:
@@ -229,6 +236,6 @@ def _seconds(candidate: Candidate, model: VisionModel[Any, Any, Any], pictures: 
         start = time.perf_counter()
         run(candidate, model, pictures)
         if next(model.parameters()).is_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(next(model.parameters()).device)
         times.append(time.perf_counter() - start)
     return min(times)

@@ -14,6 +14,7 @@ from saccade.data.dataset import Dataset
 from saccade.data.source import DataSource, open_data
 from saccade.engine.checkpoint import load_model
 from saccade.engine.evaluate import evaluate_split
+from saccade.engine.machine import find_device
 from saccade.engine.run import RunFolder
 from saccade.errors import DataError
 from saccade.explanation.explain import Subject
@@ -63,14 +64,20 @@ def report_run(folder: Path, data: Any = None, *, strict: bool = False) -> Evalu
     """
     if data is None:
         data = RunFolder(folder).read_json("config.json")["data"]["name"]
-    model = load_model(RunFolder(folder).best)
+    model = load_model(RunFolder(folder).best, find_device(_trained_on(folder)))
     source = open_data(data, task=model.task, strict=strict)
-    split = "test" if "test" in source.splits else source.held_out
-    if split == "train":
+    if source.scored == "train":
         remedy = 'pass {"train": data, "val": other}, or evaluate it by itself'
         raise DataError("the pictures may be those of the training", where=source.name, remedy=remedy)
-    config = ReportConfig(title=folder.name, split=split, evaluate=EvaluateConfig(strict=strict))
+    config = ReportConfig(title=folder.name, evaluate=EvaluateConfig(strict=strict))
     return evaluate_and_report(model, source, folder, config)[0]
+
+
+def _trained_on(folder: Path) -> str:
+    """Where a run is scored: on the processor if it was to be trained there, else on the best device there is."""
+    run = RunFolder(folder)
+    settings = run.read_json("config.json") if (folder / "config.json").is_file() else {}
+    return "cpu" if settings.get("train", {}).get("device") == "cpu" else "auto"
 
 
 def write_report(

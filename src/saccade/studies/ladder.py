@@ -72,7 +72,9 @@ RUNGS: Mapping[str, Rungs] = MappingProxyType(
             train=NUCLEI,
         ),
         "detection": Rungs(models=_DETECTORS, headline="ap50", told="AP50", train=OBJECTS),
-        "instance": Rungs(models=("mask_rcnn_small",), headline="mask_ap50", told="mask AP50", train=OBJECTS),
+        "instance": Rungs(
+            models=("mask_rcnn_small", "yolo_mask_small"), headline="mask_ap50", told="mask AP50", train=OBJECTS
+        ),
     }
 )
 """What is compared for each task."""
@@ -234,7 +236,7 @@ def _judge(results: Results, rungs: Rungs) -> list[Finding]:
     return [
         more(f"{newest} lies above {name}", results.values(newest, "quality"), results.values(name, "quality"))
         for name in older
-    ] or [Finding("there is one method for this task, and nothing to compare it with", "undecided", "")]
+    ]
 
 
 def advice(results: Results, told: str) -> list[str]:
