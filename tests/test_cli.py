@@ -511,11 +511,23 @@ def test_strict_stops_at_the_first_bad_picture(refused: Any, spoiled: Path, line
 
 
 @pytest.mark.parametrize("name", BAD_PICTURES)
-@pytest.mark.parametrize("verb", ["predict", "explain"])
-def test_predict_and_explain_stop_at_a_bad_picture(refused: Any, spoiled: Path, verb: str, name: str) -> None:
-    sentence = refused(f"{verb} {{run}} {{picture}} {spoiled}/val/red/{name} --out o")
+@pytest.mark.parametrize("line", ["predict {run} {bad} --out o", "explain {run} {picture} {bad} --out o"])
+def test_predict_and_explain_name_a_bad_picture(refused: Any, spoiled: Path, line: str, name: str) -> None:
+    sentence = refused(line.replace("{bad}", f"{spoiled}/val/red/{name}"))
     assert sentence.startswith(f"{spoiled}/val/red/{name}: ")
     assert BAD_PICTURES[name] in sentence
+
+
+def test_predict_goes_on_after_a_bad_picture(command: Any, places: dict[str, Path], spoiled: Path) -> None:
+    bad = spoiled / "val" / "red" / next(iter(BAD_PICTURES))
+    ended = command("predict", places["run"], bad, places["picture"], "--out", "o")
+    assert ended.status == 2
+    assert ended.err.startswith(f"unreadable: {bad}: ")
+    assert ended.err.splitlines()[-1].startswith(f"error: 1 of 2 pictures cannot be read; the first: {bad}: ")
+    failed, told = json.loads(Path("o/predictions.json").read_text(encoding="utf-8"))
+    assert failed == {"image": str(bad), "error": ended.err.splitlines()[0].removeprefix("unreadable: ")}
+    assert told["image"] == str(places["picture"])
+    assert f"{places['picture']}: " in ended.out
 
 
 needs_rights = pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
@@ -766,3 +778,33 @@ def test_a_damaged_run_is_not_resumed(
     path = Path("o") / name
     path.write_bytes(damage(path.read_bytes()))
     assert refused("train --resume o").startswith(words)
+
+
+def test_ctrl_c_is_answered_in_words(command: Any, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("saccade.batch.predict_files", stopped)
+    ended = command("predict", places["run"], places["picture"])
+    assert (ended.status, ended.err) == (130, "\nstopped; the same command starts again\n")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_a_full_memory_is_one_sentence(
+    command: Any, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("saccade.batch.predict_files", full)
+    ended = command("predict", places["run"], places["picture"])
+    assert ended.status == 2
+    assert re.fullmatch(r"error: the memory is too small \([^\n]+\); take a smaller --batch-size[^\n]+\n", ended.err)
+
+
+def test_a_name_that_is_no_utf_8_is_told(command: Any, places: dict[str, Path]) -> None:
+    shutil.copy(places["picture"], "gr\udcfcn.png")
+    ended = command("predict", places["run"], "gr\udcfcn.png", "--out", "o")
+    assert ended.status == 0, ended
+    assert "gr\\udcfcn.png: " in ended.out
+    assert json.loads(Path("o/predictions.json").read_text(encoding="utf-8"))[0]["image"] == "gr\udcfcn.png"

@@ -6,6 +6,7 @@ the commands, so that ``saccade --help`` answers at once.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import typer
 
 import saccade
 from saccade.allocator import keep_freed_memory
-from saccade.errors import ConfigError, SaccadeError
+from saccade.errors import ConfigError, SaccadeError, is_out_of_memory
 
 if TYPE_CHECKING:
     from saccade.engine.evaluate import EvaluateConfig
@@ -65,6 +66,10 @@ Set = Annotated[
 def main() -> None:
     """Entry point: runs a command and turns every foreseen mistake into one sentence and a status."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files are bytes; one that is no UTF-8 is told as well as it can be.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -73,11 +78,16 @@ def main() -> None:
         if debug:
             raise
         _fail(str(error))
-    except KeyboardInterrupt:
-        if debug:
+    except SystemExit as ended:
+        # typer answers Ctrl-C with a status and no word; a verb that has said how to go on raises its own Exit.
+        if isinstance(ended.__context__, typer.Exit) and isinstance(ended.__context__.__cause__, KeyboardInterrupt):
+            sys.stderr.write("\nstopped; the same command starts again\n")
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if debug or not is_out_of_memory(error):
             raise
-        sys.stderr.write("\nstopped\n")
-        sys.exit(130)
+        reason = str(error).splitlines()[0] if str(error) else "none is left"
+        _fail(f"the memory is too small ({reason}); take a smaller --batch-size, a smaller model or smaller pictures")
     except OSError as error:
         # Disk full, no permission, a folder where a file should be: the operating system's words are the best there
         # are.
@@ -126,17 +136,17 @@ def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """What exists, by task: names, parameters, operations per picture."""
-    from saccade.console import new_console, table
+    from saccade.console import bold, new_console, table
     from saccade.engine.catalog import catalog
 
     entries = catalog(task)
     if as_json:
         typer.echo(json.dumps([entry.to_dict() for entry in entries], indent=2))
         return
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[object, ...]] = []
     for name in dict.fromkeys(entry.task for entry in entries):
         rows += [("",) * 5] if rows else []
-        rows.append((f"[bold]{name}[/bold]", *("",) * 4))
+        rows.append((bold(name), *("",) * 4))
         rows += [
             (
                 entry.name,
@@ -402,12 +412,15 @@ def predict(
     loaded = with_classes(model, _class_names(class_names), templates, device=device)
     _announce(loaded)
     ready = prompter_of(loaded, maps=maps, boxes=boxes) or loaded
-    for record in predict_files(ready, images, top=top, exact=exact, out=out, score=score):
-        records.append(record)
-        typer.echo(json.dumps(record) if as_json else told(record, score))
-    if out is not None:
-        write_json(out / "predictions.json", records)
-        typer.echo(f"written: {out / 'predictions.json'}", err=as_json)
+    try:
+        for record in predict_files(ready, images, top=top, exact=exact, out=out, score=score):
+            records.append(record)
+            typer.echo(json.dumps(record) if as_json else told(record, score), err=not as_json and "error" in record)
+    finally:
+        # Also after Ctrl-C and where the last picture is damaged: hours of predictions are not thrown away.
+        if out is not None and any("error" not in record for record in records):
+            write_json(out / "predictions.json", records)
+            typer.echo(f"written: {out / 'predictions.json'}", err=as_json)
 
 
 @app.command()

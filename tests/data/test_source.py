@@ -78,13 +78,15 @@ def test_everything_left_out_is_told(make_folders: Any) -> None:
     (root / "train/b/photo.heic").touch()
     (root / "train/b/.hidden").touch()
     source = open_data(root)
-    assert len(source.splits["train"]) == 4
+    assert [len(source.splits[split]) for split in ("train", "val")] == [2, 2]
     assert source.notes == [
         "the folder 'extra' is no split with class folders: left out",
         "the folder 'test' is no split with class folders: left out",
         "train: left out outside of the class folders: 1 picture",
         "train: no pictures in the class folder 'c'",
         "train: left out for their ending (.heic, .txt): 2 files",
+        "there is no val split: 2 of the 4 pictures of train (20% of each class, chosen by a hash of the file name) "
+        "are held out as val",
     ]
     with pytest.raises(DataError, match="extra"):
         open_data(root, strict=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from saccade.data.decode import read_image
+from saccade.data.splits import as_bytes
 from saccade.errors import DataError
 from saccade.types import Classes, ClassTarget, Sample, TaskName
 from saccade.types.attributes import AttributeTable
@@ -180,7 +181,7 @@ class ArrayDataset:
 
     def fingerprint(self) -> str:
         """A SHA-256 over pictures, labels and class names (all are in memory, so the contents are cheap to read)."""
-        digest = hashlib.sha256("\0".join(self.classes).encode())
+        digest = hashlib.sha256(as_bytes("\0".join(self.classes)))
         digest.update(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.numpy().tobytes())
         digest.update(self.targets.numpy().tobytes())
@@ -247,11 +248,11 @@ class FileDataset:
 
     def fingerprint(self) -> str:
         """A SHA-256 over class names and the name, size in bytes and label of every file."""
-        digest = hashlib.sha256("\0".join(self.classes).encode())
+        digest = hashlib.sha256(as_bytes("\0".join(self.classes)))
         for path, label in self.files:
             size = path.stat().st_size if path.exists() else -1
             name = path.relative_to(self.root) if path.is_relative_to(self.root) else path
-            digest.update(f"{name.as_posix()}\0{size}\0{label}\n".encode())
+            digest.update(as_bytes(f"{name.as_posix()}\0{size}\0{label}\n"))
         return digest.hexdigest()
 
 

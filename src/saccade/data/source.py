@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from saccade.data.objects_coco import has_outlines, open_coco_objects
 from saccade.data.pairs import is_mask_table, is_pair_folder, open_pairs
 from saccade.data.splits import BY_HASH, counted
 from saccade.data.table import is_table_folder, open_table
+from saccade.data.validation import with_validation
 from saccade.data.voc import is_voc_folder, open_voc
 from saccade.data.voc_xml import is_voc_xml_folder, open_voc_xml
 from saccade.data.wrap import open_object
@@ -45,6 +46,8 @@ class DataSource:
         notes: what the user should know: splits that do not agree, pictures left out, a split made by us.
         name: the path or name the data was opened by.
         attributes: what describes the classes, where the data says so.
+        is_one_object: whether it is one data set object whose split nobody named, though it is called ``train`` here;
+            who hands such a one to a verb means it, and not a part of it.
     """
 
     splits: Mapping[str, Dataset]
@@ -53,6 +56,7 @@ class DataSource:
     name: str
     notes: list[str] = field(default_factory=list)
     attributes: AttributeTable | None = None
+    is_one_object: bool = False
 
     def split(self, name: str) -> Dataset:
         """One split, or with ``all`` the pictures of every split.
@@ -69,8 +73,22 @@ class DataSource:
 
     @property
     def held_out(self) -> str:
-        """The split that may choose a model: ``val`` where there is one, else ``test``, else the only one there is."""
-        return next((name for name in ("val", "test") if name in self.splits), next(iter(self.splits)))
+        """The split that may choose a model: ``val`` where there is one, else ``test``, else the object that was handed over.
+
+        Raises:
+            DataError: where there are training pictures alone, which say nothing of other pictures.
+        """
+        found = next((name for name in ("val", "test") if name in self.splits), None)
+        if found is None and self.is_one_object:
+            return next(iter(self.splits))
+        if found is None:
+            raise DataError(
+                "there are only training pictures, and a figure on those says nothing of others",
+                where=self.name,
+                expected="a split val or test",
+                remedy="add pictures, or ask for the split train",
+            )
+        return found
 
     @property
     def scored(self) -> str:
@@ -117,15 +135,16 @@ def _open(source: Any, task: TaskName | None, strict: bool) -> DataSource:
     if isinstance(source, DataSource):
         return source
     if not isinstance(source, str | Path):
-        return _source(open_object(source, strict=strict), type(source).__name__)
+        handed = _source(open_object(source, strict=strict), type(source).__name__)
+        return replace(handed, is_one_object=not isinstance(source, Mapping))
     path = Path(source).expanduser()
     if not str(source).strip() or not path.exists():
         if str(source) in embedded.names():
             return _source(embedded.open_embedded(str(source)), str(source))
         raise _missing(str(source))
-    if path.is_file():
-        return _source(_open_file(path, task, strict), str(path))
-    return _source(_open_folder(path, task, strict), str(path))
+    opened = _open_file(path, task, strict) if path.is_file() else _open_folder(path, task, strict)
+    splits, notes = with_validation(opened.splits)
+    return _source(opened._replace(splits=splits, notes=[*opened.notes, *notes]), str(path))
 
 
 def _open_file(path: Path, task: TaskName | None, strict: bool) -> Opened:

@@ -43,11 +43,13 @@ class _Listed(NamedTuple):
         splits: split (None: nobody said) -> pictures.
         classes: the classes, where they are listed.
         told: where that is from, in words.
+        roots: the folders that the pictures are named from.
     """
 
     splits: dict[str | None, list[Path]]
     classes: Classes | None
     told: str
+    roots: tuple[Path, ...]
 
 
 def is_yolo_folder(root: Path) -> bool:
@@ -73,18 +75,25 @@ def open_yolo(source: Path, task: TaskName | None = None, *, strict: bool = Fals
 
     Raises:
         DataError: lines that are no numbers, numbers that are no shares, classes that are not listed, key points, no
-            pictures, faults of the objects that cannot be mended; with ``strict`` everything that would be told.
+            pictures, no text for any of them, faults of the objects that cannot be mended; with ``strict`` everything
+            that would be told.
     """
     yaml_file = source if source.is_file() else _yaml_file(source)
     root = source.parent if source.is_file() else source
-    listed = _read_yaml(yaml_file) if yaml_file else _Listed(_folders(root), _read_names(root), "")
+    listed = _read_yaml(yaml_file) if yaml_file else _Listed(_folders(root), _read_names(root), "", (root,))
     if not any(listed.splits.values()):
         where = str(yaml_file or root)
         raise DataError("there are no pictures where the data should be", where=where, expected="images/ and labels/")
     named = [split for split in listed.splits if split]
     told = f"YOLO text{listed.told}" + (f" with splits {', '.join(named)}" if named else " without splits")
     found = Found(told, "cxcywh", classes=listed.classes)
-    lines = {path: _lines(label_file(path)) for paths in listed.splits.values() for path in paths}
+    texts = {path: label_file(path, listed.roots) for paths in listed.splits.values() for path in paths}
+    bare = [path.name for path, text in texts.items() if not text.is_file()]
+    if len(bare) == len(texts):
+        picture, text = next(iter(texts.items()))
+        told = f"none of the {counted(len(texts), 'picture')} has a text file"
+        raise DataError(told, where=str(yaml_file or root), expected=f"{text} for {picture}")
+    lines = {path: _lines(text) for path, text in texts.items()}
     _check_lines(lines, listed.classes, str(root))
     if listed.classes is None:
         highest = max((line.label for found in lines.values() for line in found), default=-1)
@@ -94,7 +103,6 @@ def open_yolo(source: Path, task: TaskName | None = None, *, strict: bool = Fals
     sizes = _sizes(list(lines))
     for split, paths in listed.splits.items():
         found.splits[split] = [_draft(path, lines[path], sizes[path], found.classes) for path in paths]
-    bare = [path.name for path in lines if not label_file(path).is_file()]
     if bare:
         found.notes.append(f"{counted(len(bare), 'picture')} without a text file: background only: {shown(bare)}")
     return join(found, root, str(source), task, strict)
@@ -103,10 +111,20 @@ def open_yolo(source: Path, task: TaskName | None = None, *, strict: bool = Fals
 # --- where things are
 
 
-def label_file(picture: Path) -> Path:
-    """The text of a picture: in ``labels`` where the picture is in ``images``, else beside it."""
+def label_file(picture: Path, roots: Sequence[Path]) -> Path:
+    """The text of a picture: in ``labels`` where the picture is in ``images``, else beside it.
+
+    Args:
+        picture: its path.
+        roots: the folders that the pictures of the data set are named from. What lies above them is the user's affair
+            and may well be called ``images``; of a picture that lies in none of them every folder counts.
+    """
+    # Made absolute without following links, which may lead out of the data.
+    whole = Path(os.path.normpath(picture.absolute())).parts
+    tops = [Path(os.path.normpath(root.absolute())).parts for root in roots]
+    below = max((len(whole) - len(top) for top in tops if whole[: len(top)] == top), default=len(picture.parts))
     parts = list(picture.parts)
-    for place in range(len(parts) - 2, -1, -1):
+    for place in range(len(parts) - 2, max(len(parts) - below, 0) - 1, -1):
         if parts[place].lower() == "images":
             parts[place] = "labels"
             return Path(*parts).with_suffix(".txt")
@@ -180,7 +198,7 @@ def _read_yaml(path: Path) -> _Listed:
     for word, split in SPLIT_NAMES.items():
         if content.get(word):
             splits.setdefault(split, []).extend(_yaml_pictures(content[word], base, path))
-    return _Listed(splits, class_list(_yaml_names(content["names"], path), path), f", {path.name}")
+    return _Listed(splits, class_list(_yaml_names(content["names"], path), path), f", {path.name}", (base, path.parent))
 
 
 def _yaml_names(names: Any, path: Path) -> list[str]:

@@ -34,6 +34,10 @@ from saccade.types import Classes, Prediction
 __all__ = ["EvaluateConfig", "Evaluation", "evaluate", "evaluate_split", "join_classes", "score_batches"]
 
 
+MOST_AS_THEY_ARE = 8
+"""Pictures of any size that are taken at once."""
+
+
 def evaluate(model: VisionModel[Any, Any, Any], dataset: Dataset, config: EvaluateConfig | None = None) -> Evaluation:
     """Evaluate a model on labelled pictures, where the model lives and in its own precision.
 
@@ -141,10 +145,13 @@ def join_classes(model_classes: Classes, data_classes: Classes, *, where: str | 
 
 
 def held_out_batches(dataset: Dataset, model: VisionModel[Any, Any, Any], config: LoaderConfig) -> Loader | Pictures:
-    """The pictures of a data set in order, each once: ready for models that see them whole, as they are for others."""
+    """The pictures of a data set in order, each once: ready for models that see them whole, as they are for others.
+
+    Pictures as they are may be huge and are read ahead, so a batch size above ``MOST_AS_THEY_ARE`` is lowered to that.
+    """
     if model.task in {"classification", "zero_shot"}:
         return Loader(dataset, model.preprocess, config)
-    return Pictures(dataset, strict=config.strict)
+    return Pictures(dataset, min(config.batch_size, MOST_AS_THEY_ARE), strict=config.strict)
 
 
 def score_batches(

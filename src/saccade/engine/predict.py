@@ -115,14 +115,18 @@ class Predictor:
         Raises:
             ImageError: naming the first picture that cannot be read.
         """
-        for chunk in self._chunks(read_image(image) for image in images):
+        return self.stream_pictures(read_image(image) for image in images)
+
+    def stream_pictures(self, pictures: Iterable[Tensor]) -> Iterator[Prediction]:
+        """Predictions for pictures ``[3, h, w]`` uint8 that somebody else has read, one after the other."""
+        for chunk in self._chunks(pictures):
             # A short list is done before a faster copy would have paid for itself.
             if self.plan is None and self.config.speed == "auto" and sum(map(self._worth, chunk)) >= 1:
                 yield from self._choose(chunk)
             else:
                 yield from run(self._runner, self.model, ready(self.model, chunk))
 
-    def _chunks(self, pictures: Iterator[Tensor]) -> Iterator[list[Tensor]]:
+    def _chunks(self, pictures: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         """Pictures in lists of ``batch_size``; where they may be huge, no more than so many pixels."""
         most = math.inf if self.model.task == "classification" else PIXELS_AT_ONCE
         chunk: list[Tensor] = []

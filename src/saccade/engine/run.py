@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from saccade.atomic import unwritable, write_json
+from saccade.atomic import plain_json, unwritable, write_json
 from saccade.errors import RunError
 
 
@@ -136,7 +136,7 @@ class RunFolder:
             return
         try:
             with self.history.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(plain_json(line), allow_nan=False) + "\n")
         except OSError as error:
             raise unwritable(self.history, error) from error
 

@@ -30,7 +30,7 @@ from saccade.engine.optim import MovingAverage, build_optimizer, parameter_group
 from saccade.engine.plan import StepRecord, TrainConfig
 from saccade.engine.run import RunFolder
 from saccade.engine.zero_shot import new_tally
-from saccade.errors import ConfigError, RunError, TrainingError
+from saccade.errors import ConfigError, RunError, TrainingError, is_out_of_memory
 from saccade.models.base import VisionModel
 from saccade.tasks import TASKS, EvaluateConfig
 from saccade.types import Losses
@@ -164,7 +164,7 @@ class Session:
         """One optimizer step on the gradient of all ``batches`` together.
 
         Raises:
-            TrainingError: where loss or gradient is not finite; the batch is saved.
+            TrainingError: where loss or gradient is not finite; the batch is saved. Where the memory is too small.
         """
         config = self.config
         train_mode(self.model, config.freeze)
@@ -174,9 +174,20 @@ class Session:
         figures: dict[str, float] = defaultdict(float)
         for place, batch in enumerate(batches):
             share = len(batch.targets) / num_images
-            for key, value in self._backward(batch, place, share, is_last=place == len(batches) - 1).items():
+            try:
+                terms = self._backward(batch, place, share, is_last=place == len(batches) - 1)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise TrainingError(
+                    f"the memory is too small for {len(batch.targets)} pictures at once",
+                    where=f"step {self.step_count + 1}",
+                    remedy=f"start again with a smaller --batch-size (now {config.batch_size}); --set "
+                    "train.accumulate=2 takes two such batches for one step",
+                ) from error
+            for key, value in terms.items():
                 figures[key] += value * share
-        norm = self._clip(batches[-1])
+        norm = self._clip(batches)
         self.stepper.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
@@ -235,10 +246,21 @@ class Session:
 
     def _judge(self, evaluations: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], bool]:
         """The figures of the better weights, and whether they are the best so far; those are kept."""
-        quality = self.task.quality
+
+        def quality(figures: Mapping[str, float]) -> tuple[float, ...]:
+            # A figure that nobody knows (of objects, where no picture has any) compares with nothing: it ranks last.
+            return tuple(-math.inf if math.isnan(value) else value for value in self.task.quality(figures))
+
         which = max(evaluations, key=lambda name: quality(evaluations[name]))
         metrics = dict(evaluations[which])
+        is_unknown = math.isnan(self.task.quality(metrics)[0])
+        # The latest of several that cannot be told apart has at least learned the longest.
         is_best = self.best is None or quality(metrics) > quality(self.best["metrics"])
+        if is_unknown and self.best is not None and math.isnan(self.task.quality(self.best["metrics"])[0]):
+            is_best = True
+        if is_unknown:
+            told = f"{self.task.headline} is not known on the validation pictures: the latest epoch counts as the best"
+            self.notes.append(told)
         self.stale_epochs = 0 if is_best else self.stale_epochs + 1
         if is_best:
             self.best = {"epoch": self.epoch, "weights": which, "metrics": metrics}
@@ -354,13 +376,14 @@ class Session:
         chunk = self.config.chunk
         return ContrastivePass(self.fabric, self.module, forward, self.model, batch, chunk=chunk, seeds=seeds)
 
-    def _clip(self, batch: Batch) -> float:
+    def _clip(self, batches: Sequence[Batch]) -> float:
         limit = self.config.clip_norm or math.inf
         norm = self.fabric.clip_gradients(self.module, self.stepper, max_norm=limit, error_if_nonfinite=False)
         value = float(norm) if isinstance(norm, Tensor) else math.nan
         if not math.isfinite(value):
-            seeds = (self.config.seed, self.step_count, 0, self.fabric.global_rank)
-            self._fail(self.feed.prepare(batch, self.fabric.device), seeds, None)
+            # Of several batches the last is kept, with the seed that it was computed with.
+            seeds = (self.config.seed, self.step_count, len(batches) - 1, self.fabric.global_rank)
+            self._fail(self.feed.prepare(batches[-1], self.fabric.device), seeds, None)
         return value
 
     def _fail(self, batch: Batch, seeds: tuple[int, ...], losses: Losses | None) -> None:

@@ -16,6 +16,7 @@ from saccade.engine.checkpoint import load_model
 from saccade.engine.evaluate import evaluate_split
 from saccade.engine.machine import find_device
 from saccade.engine.run import RunFolder
+from saccade.errors import DataError
 from saccade.explanation.explain import Subject
 from saccade.models.base import VisionModel
 from saccade.report import classification, detection, run, semantic, zero_shot
@@ -57,11 +58,17 @@ def report_run(folder: Path, data: Any = None, *, strict: bool = False) -> Evalu
         folder: the run folder.
         data: what it was trained on; opened by the name in the run folder where it is None.
         strict: fail at the first unreadable picture.
+
+    Raises:
+        DataError: where there are no other pictures than those of the training.
     """
     if data is None:
         data = RunFolder(folder).read_json("config.json")["data"]["name"]
     model = load_model(RunFolder(folder).best, find_device(_trained_on(folder)))
     source = open_data(data, task=model.task, strict=strict)
+    if source.scored == "train":
+        remedy = 'pass {"train": data, "val": other}, or evaluate it by itself'
+        raise DataError("the pictures may be those of the training", where=source.name, remedy=remedy)
     config = ReportConfig(title=folder.name, evaluate=EvaluateConfig(strict=strict))
     return evaluate_and_report(model, source, folder, config)[0]
 

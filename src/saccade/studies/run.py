@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from saccade.atomic import check_folder, write_json
-from saccade.console import clock, new_console, table
+from saccade.console import bold, clock, new_console, table
 from saccade.errors import ConfigError
 from saccade.studies.base import FULL, QUICK, Budget, Report, Study
 from saccade.studies.catalogue import ALL, LADDER, find, names
@@ -160,7 +160,7 @@ def run_all(
 
 def print_report(report: Report, console: Console) -> None:
     """Verdict, findings and figures on a terminal."""
-    console.print(f"\n[bold]{report.study.name}[/bold]: {MARKS[report.status]} [bold]{report.status}[/bold]")
+    console.print(bold(f"\n{report.study.name}"), f": {MARKS[report.status]} ", bold(report.status), sep="")
     console.print(f"  “{report.study.claim}”")
     for finding in report.findings:
         console.print(f"  {MARKS[finding.status]} {finding.what}: {finding.status} - {finding.told}")
