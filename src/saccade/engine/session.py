@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ class Session:
         self.feed: Feed = build_feed(model, data, config, self.fabric)
         self.notes += self.feed.notes
         self.num_steps = self.feed.steps_per_epoch * config.epochs
-        self.data_facts = {"name": data.name, "format": data.format, "fingerprint": self.feed.fingerprint}
+        self.data_facts = {"name": _lasting(data.name), "format": data.format, "fingerprint": self.feed.fingerprint}
         self.settings = {
             "name": name,
             "model": describe_model(model),
@@ -301,7 +302,7 @@ class Session:
             "best": self.best,
             "sums": dict(self._sums),
             "load": self._load,
-            "history": self.folder.history_size(),
+            "history": self.folder.settled_history(),
             "threads": torch.get_num_threads(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -323,8 +324,12 @@ class Session:
         state = load_state(self.folder.last)
         where = str(self.folder.path)
         for part in ("model", "train", "data"):
-            if state["settings"][part] != self.settings[part]:
-                differs = _difference(state["settings"][part], self.settings[part])
+            then, now = state["settings"][part], self.settings[part]
+            if part == "data":
+                # Where the pictures lie and how they were found is nothing to the run, as long as they are the same.
+                then, now = ({"fingerprint": facts["fingerprint"]} for facts in (then, now))
+            if then != now:
+                differs = _difference(then, now)
                 remedy = "resume with what the run was started with, or start another --out"
                 raise RunError(f"the run was made with another {part}: {differs}", where=where, remedy=remedy)
         self.epoch, self.step_count, self.stale_epochs = state["epoch"], state["step"], state["stale_epochs"]
@@ -334,7 +339,8 @@ class Session:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
-        self.folder.cut_history(state["history"])
+        if lost := self.folder.cut_history(state["history"]):
+            self.notes.append(lost)
         if self.is_finished and (self.folder.path / "metrics.json").is_file():
             raise RunError("the run is finished, there is nothing to resume", where=where)
         self.notes.append(f"resumed after step {self.step_count} of {self.num_steps}")
@@ -441,6 +447,12 @@ class Session:
             return self.step_count % self.config.checkpoint_steps == 0
         pause = max(self.config.checkpoint_seconds, self._save_seconds / MAX_CHECKPOINT_SHARE)
         return time.monotonic() - self._saved_at >= pause
+
+
+def _lasting(name: str) -> str:
+    """The name that data was opened by, so that it says the same from another folder."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def dead_experts(load: Sequence[Sequence[float]]) -> list[str]:
