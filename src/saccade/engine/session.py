@@ -324,7 +324,8 @@ class Session:
         state = load_state(self.folder.last)
         where = str(self.folder.path)
         for part in ("model", "train", "data"):
-            then, now = state["settings"][part], self.settings[part]
+            then: Any = state["settings"][part]
+            now: Any = self.settings[part]
             if part == "data":
                 # Where the pictures lie and how they were found is nothing to the run, as long as they are the same.
                 then, now = ({"fingerprint": facts["fingerprint"]} for facts in (then, now))

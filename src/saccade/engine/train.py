@@ -84,7 +84,8 @@ def resume(out: str | Path, data: Any = None, *, fabric: Fabric | None = None) -
     config = from_dict(TrainConfig, settings["train"])
     name = settings["data"]["name"] if data is None else data
     try:
-        source = open_data(name, task=model.task, strict=config.strict)
+        # Data that is open already may hold more than the task wants; `train` checks that.
+        source = name if isinstance(name, DataSource) else open_data(name, task=model.task, strict=config.strict)
     except DataError as error:
         if data is None and not Path(name).exists():
             error.remedy = (
