@@ -25,7 +25,7 @@ from saccade.data.maps import MapDataset, MapItem, MaskFile
 from saccade.data.mapscan import Pair, hold_out, scan
 from saccade.data.splits import SPLIT_NAMES, counted
 from saccade.data.tables import SPLIT_COLUMNS, known_split, read_header, read_table, with_slashes
-from saccade.data.walk import pictures_in, subfolders
+from saccade.data.walk import name_below, pictures_in, subfolders
 from saccade.errors import DataError
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "pictures", "photos")
@@ -92,7 +92,7 @@ def open_pairs(source: Path, *, strict: bool = False) -> Opened:
     splits = {split: pairs for split, pairs in found.splits.items() if pairs}
     if None in splits and len(splits) == 1:
         pairs = splits[None]
-        named, note = hold_out(pairs, [_key(pair.image, root) for pair in pairs])
+        named, note = hold_out(pairs, [name_below(pair.image, root) for pair in pairs])
         notes.append(note)
     else:
         named = {split or "train": pairs for split, pairs in splits.items()}
@@ -105,10 +105,6 @@ def open_pairs(source: Path, *, strict: bool = False) -> Opened:
     }
     by = f", classes of {listed.file.name}" if listed else ""
     return Opened(f"pictures with masks, {found.layout}{by}", datasets, notes + told)
-
-
-def _key(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def _object_name(root: Path) -> str:

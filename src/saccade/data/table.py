@@ -11,6 +11,7 @@ from saccade.data.folder import read_licence
 from saccade.data.idx import read_class_names
 from saccade.data.splits import SPLIT_NAMES, join_by_name, split_by_hash, told_split
 from saccade.data.tables import SPLIT_COLUMNS, known_split, read_header, read_table, with_slashes
+from saccade.data.walk import name_below
 from saccade.errors import DataError, nearest
 from saccade.types import Classes
 
@@ -74,9 +75,7 @@ def open_table(source: Path, *, strict: bool = False) -> Opened:
             splits.setdefault(row.split, []).append((row, name))
         told = f"CSV of path,label with splits {', '.join(splits)}"
     else:
-        keys = [
-            row.path.relative_to(root).as_posix() if row.path.is_relative_to(root) else str(row.path) for row in rows
-        ]
+        keys = [name_below(row.path, root) for row in rows]
         splits = split_by_hash(labelled, keys) if rows else {}
         notes.append(f"no split column: {told_split()}")
         told = "CSV of path,label without splits"

@@ -19,7 +19,7 @@ import saccade
 from saccade.config import to_dict
 from saccade.data.loader import Batch
 from saccade.data.source import DataSource
-from saccade.engine.board import draw, open_board
+from saccade.engine.board import check_board, draw, open_board
 from saccade.engine.checkpoint import describe_model, load_state, load_weights, save_model, save_state
 from saccade.engine.contrastive import ContrastivePass
 from saccade.engine.evaluate import score_batches
@@ -92,6 +92,8 @@ class Session:
         self.model, self.config, self.name = model, config, name
         self.task = TASKS[model.task]
         folder.check_resumable() if resume else folder.check_free()
+        if config.tensorboard:
+            check_board()
         self.fabric, reason = (
             build_fabric(config, matrix_width(model))
             if fabric is None
