@@ -58,7 +58,7 @@ def test_what_was_predicted_is_kept_whatever_happens(
             yield record
 
     monkeypatch.setattr(batch, "predict_files", stopped)
-    monkeypatch.setattr("saccade.opening.as_model", lambda _: model)
+    monkeypatch.setattr("saccade.opening.as_model", lambda *_: model)
     with pytest.raises(stop):
         cli.predict("m", [folder], out=tmp_path / "out", top=1, as_json=False, score=0.3, exact=True)
     written = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))

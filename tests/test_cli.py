@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 import saccade
+from saccade.api import start
 from saccade.cli import main
 from saccade.engine.checkpoint import load_model
 from saccade.errors import DataError
@@ -353,7 +354,7 @@ def test_version_and_help(command: Any) -> None:
         ("train vit_average_test", ["train needs MODEL and DATA", "for example: saccade train"]),
         (
             "train vit_average_test {data} --resume {run}",
-            ["--resume takes everything from the run, but MODEL, DATA is given too", "leave it out"],
+            ["--resume takes everything from the run, but MODEL is given too", "leave it out"],
         ),
         ("train --resume {run} --epochs 9 --lr 1", ["but --epochs, --lr is given too", "leave it out"]),
         ("train --resume {run}", ["tiny: the run is finished, there is nothing to resume"]),
@@ -768,7 +769,6 @@ def test_a_loss_that_is_not_finite_keeps_its_batch(command: Any, places: dict[st
         ("last.ckpt", lambda content: content[:-500], "o/last.ckpt: the file is damaged or truncated"),
         ("last.ckpt", lambda content: flipped(content, -5), "o/last.ckpt: the file was altered"),
         ("config.json", lambda content: content[:-9], "o: config.json cannot be read"),
-        ("history.jsonl", lambda content: content[:-9], "o/history.jsonl: the history was shortened"),
     ],
 )
 def test_a_damaged_run_is_not_resumed(
@@ -808,3 +808,21 @@ def test_a_name_that_is_no_utf_8_is_told(command: Any, places: dict[str, Path]) 
     assert ended.status == 0, ended
     assert "gr\\udcfcn.png: " in ended.out
     assert json.loads(Path("o/predictions.json").read_text(encoding="utf-8"))[0]["image"] == "gr\udcfcn.png"
+
+
+@pytest.mark.usefixtures("short_report")
+def test_a_finished_run_without_its_report_gets_it(command: Any, places: dict[str, Path]) -> None:
+    shutil.copytree(places["run"], "o")
+    Path("o/report.html").unlink()
+    assert command("train", "--resume", "o", places["data"]).status == 0
+    assert Path("o/report.html").is_file()
+    assert "nothing to resume" in command("train", "--resume", "o").err
+
+
+@pytest.mark.parametrize(
+    "how", [{"strict": True}, {"settings": {"strict": True}}, {"assignments": ["train.strict=true"]}]
+)
+def test_strict_holds_for_the_data_wherever_it_is_set(make_folders: Any, tmp_path: Path, how: dict[str, Any]) -> None:
+    root = make_folders({"train/a": 2, "train/b": 2, "val/a": 1, "val/c": 1})
+    with pytest.raises(DataError, match="'c' that train has not"):
+        start("vit_average_test", root, out=tmp_path / "o", **how)

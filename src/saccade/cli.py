@@ -234,7 +234,9 @@ def train(
     weights: Annotated[str | None, typer.Option(help="Start from this file, run folder or published source.")] = None,
     freeze: Annotated[list[str] | None, typer.Option(help="Part that stays as it is: backbone.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to create; default runs/MODEL.")] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run; DATA only if moved.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of initial weights, order and augmentation.")] = None,
     assignments: Set = None,
     strict: Strict = False,
@@ -247,10 +249,13 @@ def train(
     from saccade.report import report_run
 
     if resume is not None:
-        others: dict[str, object] = {"MODEL": model, "DATA": data, "--out": out, "--weights": weights, "--seed": seed}
+        if data is None:
+            model, data = None, model  # the one word beside --resume is where the data lies now
+        others: dict[str, object] = {"MODEL": model, "--out": out, "--weights": weights, "--seed": seed}
         others |= {"--epochs": epochs, "--batch-size": batch_size, "--lr": learning_rate, "--freeze": freeze}
         _check_nothing_beside_resume(others | {"--set": assignments})
-        folder, records = resume_run(resume)
+        is_report_missing = (resume / "metrics.json").is_file() and not (resume / "report.html").is_file()
+        folder, records = (resume, iter(())) if is_report_missing else resume_run(resume, data)
     else:
         if model is None or data is None:
             remedy = "for example: saccade train vit_nano_p4_28 fashion_mnist"
@@ -269,10 +274,11 @@ def train(
     console = new_console()
     try:
         show_training(records, console, quiet=quiet)
+        evaluation = report_run(folder, data, strict=strict)
     except KeyboardInterrupt:
         sys.stderr.write(f"\nstopped; go on with: saccade train --resume {folder}\n")
         raise typer.Exit(130) from None
-    print_evaluation(report_run(folder, data, strict=strict), console)
+    print_evaluation(evaluation, console)
     typer.echo(f"\nwritten: {folder}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import torch
 
 from saccade.atomic import plain_json, write_json
 from saccade.data.source import DataSource
+from saccade.engine.checkpoint import read_container
 from saccade.engine.plan import TrainConfig
 from saccade.engine.run import RunFolder
 from saccade.engine.session import Session
 from saccade.engine.train import train
-from saccade.errors import TrainingError
+from saccade.errors import ConfigError, TrainingError
 
 
 def strict_json(text: str) -> Any:
@@ -91,3 +93,23 @@ def test_a_batch_that_does_not_fit_is_named(
     monkeypatch.setattr(Session, "_backward", full)
     with pytest.raises(TrainingError, match=r"too small for 10 pictures at once; .*smaller --batch-size \(now 10\)"):
         list(train(new_model(), source, CONFIG, out=tmp_path / "run"))
+
+
+def test_a_board_that_is_not_there_leaves_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_model: Any, source: DataSource
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="TensorBoard is not installed"):
+        train(new_model(), source, TrainConfig(epochs=1, tensorboard=True), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_batch_that_broke_the_gradient_is_kept_with_its_own_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_model: Any, source: DataSource
+) -> None:
+    monkeypatch.setattr("lightning_fabric.Fabric.clip_gradients", lambda *_, **__: torch.tensor(math.inf))
+    config = TrainConfig(epochs=1, batch_size=5, accumulate=3)
+    with pytest.raises(TrainingError, match="the gradient is not finite"):
+        list(train(new_model(), source, config, out=tmp_path / "run"))
+    _, header = read_container(tmp_path / "run" / "failure.safetensors", "batch")
+    assert header["seeds"] == [config.seed, 0, 2, 0], "seed, step, place of the batch in the step, process"

@@ -14,6 +14,7 @@ from saccade.data.decode import SUFFIXES
 from saccade.data.folder import read_licence
 from saccade.data.shards import ShardMember
 from saccade.data.splits import BY_HASH, counted, split_by_hash
+from saccade.data.walk import name_below
 from saccade.errors import DataError
 from saccade.types import Classes
 
@@ -208,4 +209,4 @@ def _splits(
 def _key(picture: Path | ShardMember, root: Path) -> str:
     if isinstance(picture, ShardMember):
         return picture.name
-    return picture.relative_to(root).as_posix() if picture.is_relative_to(root) else str(picture)
+    return name_below(picture, root)

@@ -11,6 +11,7 @@ from saccade.data.maps import MapDataset
 from saccade.data.objects import ObjectDataset
 from saccade.data.shards import ShardMember
 from saccade.data.splits import BY_HASH, VALIDATION_SHARE, counted, split_by_hash
+from saccade.data.walk import name_below
 
 
 def with_validation(splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], list[str]]:
@@ -63,5 +64,4 @@ def _key(picture: object, root: Path | None, index: int) -> str:
         return picture.name
     if not isinstance(picture, Path):
         return str(index)
-    is_below = root is not None and picture.is_relative_to(root)
-    return picture.relative_to(root).as_posix() if is_below and root is not None else picture.as_posix()
+    return picture.as_posix() if root is None else name_below(picture, root)

@@ -14,6 +14,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "__"))
 
 
+def name_below(path: Path, root: Path) -> str:
+    """The name of a file from the folder of its data on, with slashes: the same on every machine."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder that are not hidden, by name."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))

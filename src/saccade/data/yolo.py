@@ -24,6 +24,7 @@ from saccade.data.objectjoin import Found, class_list, join
 from saccade.data.objects import AnnotatedImage, ObjectAnnotation, polygon_box
 from saccade.data.objectscan import Draft, Drafted, shown
 from saccade.data.splits import SPLIT_NAMES, counted
+from saccade.data.walk import pictures_in
 from saccade.errors import DataError, ImageError
 from saccade.types import Classes, TaskName
 
@@ -141,10 +142,6 @@ def _yaml_file(root: Path) -> Path | None:
     return None
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-
-
 def _folders(root: Path) -> dict[str | None, list[Path]]:
     """The pictures by split, from the names of folders; nothing where no text belongs to them."""
     folders = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
@@ -156,11 +153,11 @@ def _folders(root: Path) -> dict[str | None, list[Path]]:
             split = SPLIT_NAMES.get(path.name.lower())
             if path.is_dir() and split:
                 inside = path / "images"
-                splits.setdefault(split, []).extend(_pictures(inside if inside.is_dir() else path))
+                splits.setdefault(split, []).extend(pictures_in(inside if inside.is_dir() else path))
         if splits:
             return splits
     home = folders.get("images", root)
-    pictures = _pictures(home) if home != root else sorted(p for p in root.iterdir() if p.suffix.lower() in SUFFIXES)
+    pictures = pictures_in(home) if home != root else sorted(p for p in root.iterdir() if p.suffix.lower() in SUFFIXES)
     return {None: pictures} if pictures else {}
 
 
@@ -229,7 +226,7 @@ def _yaml_pictures(said: Any, base: Path, path: Path) -> list[Path]:
             lines = place.read_text(encoding="utf-8-sig", errors="replace").splitlines()
             pictures += [place.parent / line.strip() for line in lines if line.strip()]
         else:
-            pictures += _pictures(place)
+            pictures += pictures_in(place)
     return pictures
 
 

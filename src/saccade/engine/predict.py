@@ -22,6 +22,7 @@ from saccade.config import Config
 from saccade.data.decode import ImageSource, read_image
 from saccade.engine.detect import AT_ONCE, detect_pictures
 from saccade.engine.fast import Candidate, candidates
+from saccade.engine.modes import evaluating
 from saccade.engine.segment import segment_pictures
 from saccade.errors import ConfigError
 from saccade.models.base import VisionModel
@@ -92,7 +93,7 @@ class Predictor:
     """
 
     def __init__(self, model: VisionModel[Any, Any, Any], config: PredictConfig | None = None) -> None:
-        self.model = model.eval()
+        self.model = model
         self.config = config or PredictConfig()
         self.plan: Plan | None = None
         self._runner = Candidate("float32, as written", self.model)
@@ -120,11 +121,14 @@ class Predictor:
     def stream_pictures(self, pictures: Iterable[Tensor]) -> Iterator[Prediction]:
         """Predictions for pictures ``[3, h, w]`` uint8 that somebody else has read, one after the other."""
         for chunk in self._chunks(pictures):
-            # A short list is done before a faster copy would have paid for itself.
-            if self.plan is None and self.config.speed == "auto" and sum(map(self._worth, chunk)) >= 1:
-                yield from self._choose(chunk)
-            else:
-                yield from run(self._runner, self.model, ready(self.model, chunk))
+            # Never across a yield: between two predictions the model is as its owner has it.
+            with evaluating(self.model):
+                # A short list is done before a faster copy would have paid for itself.
+                if self.plan is None and self.config.speed == "auto" and sum(map(self._worth, chunk)) >= 1:
+                    predictions = self._choose(chunk)
+                else:
+                    predictions = run(self._runner, self.model, ready(self.model, chunk))
+            yield from predictions
 
     def _chunks(self, pictures: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         """Pictures in lists of ``batch_size``; where they may be huge, no more than so many pixels."""

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ import saccade
 from saccade.config import to_dict
 from saccade.data.loader import Batch
 from saccade.data.source import DataSource
-from saccade.engine.board import draw, open_board
+from saccade.engine.board import check_board, draw, open_board
 from saccade.engine.checkpoint import describe_model, load_state, load_weights, save_model, save_state
 from saccade.engine.contrastive import ContrastivePass
 from saccade.engine.evaluate import score_batches
@@ -92,6 +93,8 @@ class Session:
         self.model, self.config, self.name = model, config, name
         self.task = TASKS[model.task]
         folder.check_resumable() if resume else folder.check_free()
+        if config.tensorboard:
+            check_board()
         self.fabric, reason = (
             build_fabric(config, matrix_width(model))
             if fabric is None
@@ -103,7 +106,7 @@ class Session:
         self.feed: Feed = build_feed(model, data, config, self.fabric)
         self.notes += self.feed.notes
         self.num_steps = self.feed.steps_per_epoch * config.epochs
-        self.data_facts = {"name": data.name, "format": data.format, "fingerprint": self.feed.fingerprint}
+        self.data_facts = {"name": _lasting(data.name), "format": data.format, "fingerprint": self.feed.fingerprint}
         self.settings = {
             "name": name,
             "model": describe_model(model),
@@ -303,7 +306,7 @@ class Session:
             "best": self.best,
             "sums": dict(self._sums),
             "load": self._load,
-            "history": self.folder.history_size(),
+            "history": self.folder.settled_history(),
             "threads": torch.get_num_threads(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -325,8 +328,13 @@ class Session:
         state = load_state(self.folder.last)
         where = str(self.folder.path)
         for part in ("model", "train", "data"):
-            if state["settings"][part] != self.settings[part]:
-                differs = _difference(state["settings"][part], self.settings[part])
+            then: Any = state["settings"][part]
+            now: Any = self.settings[part]
+            if part == "data":
+                # Where the pictures lie and how they were found is nothing to the run, as long as they are the same.
+                then, now = ({"fingerprint": facts["fingerprint"]} for facts in (then, now))
+            if then != now:
+                differs = _difference(then, now)
                 remedy = "resume with what the run was started with, or start another --out"
                 raise RunError(f"the run was made with another {part}: {differs}", where=where, remedy=remedy)
         self.epoch, self.step_count, self.stale_epochs = state["epoch"], state["step"], state["stale_epochs"]
@@ -336,7 +344,8 @@ class Session:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
-        self.folder.cut_history(state["history"])
+        if lost := self.folder.cut_history(state["history"]):
+            self.notes.append(lost)
         if self.is_finished and (self.folder.path / "metrics.json").is_file():
             raise RunError("the run is finished, there is nothing to resume", where=where)
         self.notes.append(f"resumed after step {self.step_count} of {self.num_steps}")
@@ -478,6 +487,12 @@ def _widened(outputs: Any) -> Any:
         return outputs
     parts = [_widened(part) for part in outputs]
     return type(outputs)(*parts) if hasattr(outputs, "_fields") else tuple(parts)
+
+
+def _lasting(name: str) -> str:
+    """The name that data was opened by, so that it says the same from another folder."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def dead_experts(load: Sequence[Sequence[float]]) -> list[str]:
