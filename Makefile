@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: $(STAMP)  ## make .venv and install Saccade with its development tools
+setup: $(STAMP)  ## make .venv with Saccade and its development tools; then: source .venv/bin/activate
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Saccade needs Python 3.11 or newer, this is {sys.version.split()[0]}; run: make PYTHON=python3.11"'
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --constraint constraints.txt --editable '.[dev,parity,export]'
 	@touch $@
 
-demo: $(STAMP)  ## train a ViT and a U-Net on real images, evaluate, predict, explain; writes runs/demo/report.html
+demo: $(STAMP)  ## train a classifier, a segmenter, detectors and a model of words; evaluate, predict, explain; writes runs/demo/report.html
 	@$(BIN)/saccade demo --out runs/demo --overwrite
 
 test: $(STAMP)  ## run all the tests

@@ -202,7 +202,7 @@ def measure(rung: Rung, source: DataSource, seconds: float, foreground: str, rep
     """One row: trained, evaluated, timed."""
     with tempfile.TemporaryDirectory() as folder:
         model, course = climb(rung, source, seconds, Path(folder))
-    result = evaluate_split(model, source, None, EvaluateConfig(resamples=200))[1]
+    result = evaluate_split(model, source, source.held_out, EvaluateConfig(resamples=200))[1]
     assert isinstance(result, SemanticEvaluation)
     figures = {row.name: row for row in result.per_class}[foreground]
     time_of_one, runs = seconds_per_picture(model, squares(source, 16), repeats)

@@ -213,7 +213,10 @@ def test_evaluate_takes_a_path_or_a_model_and_the_split(trained: Path, colours: 
     assert by_path.num_images == 20, "the held-out split"
     assert by_path.metrics == pytest.approx(by_model.metrics)
     assert by_path.metrics["top1"] == json.loads((trained / "metrics.json").read_text())["metrics"]["top1"]
+    assert by_path.settings["split"] == "val"
     assert saccade.evaluate(trained, colours, split="train").num_images == 40
+    whole = saccade.evaluate(trained, colours, split="all")
+    assert (whole.num_images, whole.settings["split"]) == (60, "all")
 
 
 def test_evaluate_agrees_with_predict(trained: Path, colours: Path) -> None:
@@ -228,7 +231,7 @@ def test_evaluate_agrees_with_predict(trained: Path, colours: Path) -> None:
 
 
 def test_evaluate_refuses(trained: Path, colours: Path) -> None:
-    with pytest.raises(DataError, match="there is no split 'test'; expected one of: train, val"):
+    with pytest.raises(DataError, match="there is no split 'test'; expected one of: train, val, all"):
         saccade.evaluate(trained, colours, split="test")
     with pytest.raises(ConfigError, match="did you mean 'batch_size'"):
         saccade.evaluate(trained, colours, batchsize=3)
@@ -433,7 +436,7 @@ def test_a_segmenter_continues_from_a_run_on_other_classes(
 def test_evaluate_of_a_segmenter_refuses_other_data(trained_segmenter: Path, colours: Path, painted: Path) -> None:
     with pytest.raises(DataError, match="holds 60 pictures but no masks"):
         saccade.evaluate(trained_segmenter, colours)
-    with pytest.raises(DataError, match="there is no split 'test'; expected one of: train, val"):
+    with pytest.raises(DataError, match="there is no split 'test'; expected one of: train, val, all"):
         saccade.evaluate(trained_segmenter, painted, split="test")
     stranger = saccade.create("unet_plain_test", classes=["sky", "sea"])
     with pytest.raises(DataError, match=r"3 class\(es\) that the model does not know: background, red, blue"):

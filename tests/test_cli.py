@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 import saccade
+from saccade.api import start
 from saccade.cli import main
 from saccade.engine.checkpoint import load_model
 from saccade.errors import DataError
@@ -142,6 +143,32 @@ def test_evaluate_scores_and_writes(command: Any, places: dict[str, Path], train
     assert "written: score/report.html" in ended.out
 
 
+@pytest.mark.usefixtures("short_report")
+def test_evaluate_takes_the_test_split_or_every_picture(command: Any, places: dict[str, Path], tmp_path: Path) -> None:
+    data = tmp_path / "three"
+    shutil.copytree(places["data"], data)
+    shutil.copytree(data / "val", data / "test")
+    (data / "val/red/0.png").unlink()
+    ended = command("evaluate", places["run"], data, "--out", "test")
+    assert "on 20 images" in ended.out
+    assert "count as held out" not in ended.out, "the split is the user's own"
+    assert json.loads(Path("test/evaluation.json").read_text())["settings"]["split"] == "test"
+    ended = command("evaluate", places["run"], data, "--split", "all", "--out", "all")
+    assert "on 79 images" in ended.out
+
+
+@pytest.mark.usefixtures("short_report")
+def test_evaluate_of_a_folder_without_splits_says_what_was_scored(command: Any, places: dict[str, Path]) -> None:
+    folder = places["data"] / "train"
+    ended = command("evaluate", places["run"], folder, "--out", "part", "--device", "cpu")
+    told = re.search(r"scored the (\d+) of 40 pictures that count as held out; --split all scores every one", ended.out)
+    assert told is not None
+    assert f"on {told[1]} images" in ended.out
+    ended = command("evaluate", places["run"], folder, "--split", "all", "--out", "whole")
+    assert "on 40 images" in ended.out
+    assert "count as held out" not in ended.out
+
+
 def test_predict_tells_and_writes_the_same(command: Any, places: dict[str, Path], trained: Path) -> None:
     (Path("mine") / "deeper").mkdir(parents=True)
     for name, colour in (("b.png", "red"), ("a.PNG", "dark"), ("deeper/c.png", "green")):
@@ -239,7 +266,9 @@ def test_models_are_listed(command: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(entries) == ["vit_nano_p4_28", "vit_s16"], "models for tests are left out"
     assert entries["vit_s16"]["size"] == [224, 224]
     assert entries["vit_s16"]["parameters"] == sum(p.numel() for p in saccade.create("vit_s16").parameters())
+    assert command("models", "--task", "captions").out == command("models", "--task", "zero_shot").out
     table = command("models", "--task", "classification").out
+    assert table.splitlines()[1].strip() == "classification"
     assert re.search(r"vit_s16 .* 22\.05 M +9\.\d\d +224x224", table)
 
 
@@ -277,8 +306,12 @@ def test_version_and_help(command: Any) -> None:
         ("explain {run} {picture} --of reed", ["--of: unknown class 'reed'", "did you mean 'red'?"]),
         ("explain {run} {picture} --of xyz", ["--of: unknown class 'xyz'", "expected one of: blue, dark, green, grey"]),
         ("explain {run} {picture} --against reed", ["--against: unknown class 'reed'", "did you mean 'red'?"]),
-        ("evaluate {run} {data} --split test", ["no split 'test'", "expected one of: train, val"]),
-        ("models --task segmentation", ["unknown task 'segmentation'", "did you mean 'semantic'?"]),
+        ("evaluate {run} {data} --split test", ["no split 'test'", "expected one of: train, val, all"]),
+        ("models --task segmentatio", ["unknown task 'segmentatio'", "did you mean 'segmentation'?"]),
+        ("data inspect {data} --task segmentatio", ["unknown task 'segmentatio'", "did you mean 'segmentation'?"]),
+        ("predict {run} {picture} --device gpu", ["device: 'gpu' is no device", "expected auto, cpu, cuda or cuda:N"]),
+        ("explain {run} {picture} --device cuda:", ["device: 'cuda:' is no device", "expected auto, cpu, cuda or"]),
+        ("evaluate {run} {data} --device cuda:99", ["there is no", "device"]),
         ("data make o --task segmentatio", ["unknown task 'segmentatio'", "did you mean 'segmentation'?"]),
         # config fields
         (
@@ -321,7 +354,7 @@ def test_version_and_help(command: Any) -> None:
         ("train vit_average_test", ["train needs MODEL and DATA", "for example: saccade train"]),
         (
             "train vit_average_test {data} --resume {run}",
-            ["--resume takes everything from the run, but MODEL, DATA is given too", "leave it out"],
+            ["--resume takes everything from the run, but MODEL is given too", "leave it out"],
         ),
         ("train --resume {run} --epochs 9 --lr 1", ["but --epochs, --lr is given too", "leave it out"]),
         ("train --resume {run}", ["tiny: the run is finished, there is nothing to resume"]),
@@ -479,11 +512,23 @@ def test_strict_stops_at_the_first_bad_picture(refused: Any, spoiled: Path, line
 
 
 @pytest.mark.parametrize("name", BAD_PICTURES)
-@pytest.mark.parametrize("verb", ["predict", "explain"])
-def test_predict_and_explain_stop_at_a_bad_picture(refused: Any, spoiled: Path, verb: str, name: str) -> None:
-    sentence = refused(f"{verb} {{run}} {{picture}} {spoiled}/val/red/{name} --out o")
+@pytest.mark.parametrize("line", ["predict {run} {bad} --out o", "explain {run} {picture} {bad} --out o"])
+def test_predict_and_explain_name_a_bad_picture(refused: Any, spoiled: Path, line: str, name: str) -> None:
+    sentence = refused(line.replace("{bad}", f"{spoiled}/val/red/{name}"))
     assert sentence.startswith(f"{spoiled}/val/red/{name}: ")
     assert BAD_PICTURES[name] in sentence
+
+
+def test_predict_goes_on_after_a_bad_picture(command: Any, places: dict[str, Path], spoiled: Path) -> None:
+    bad = spoiled / "val" / "red" / next(iter(BAD_PICTURES))
+    ended = command("predict", places["run"], bad, places["picture"], "--out", "o")
+    assert ended.status == 2
+    assert ended.err.startswith(f"unreadable: {bad}: ")
+    assert ended.err.splitlines()[-1].startswith(f"error: 1 of 2 pictures cannot be read; the first: {bad}: ")
+    failed, told = json.loads(Path("o/predictions.json").read_text(encoding="utf-8"))
+    assert failed == {"image": str(bad), "error": ended.err.splitlines()[0].removeprefix("unreadable: ")}
+    assert told["image"] == str(places["picture"])
+    assert f"{places['picture']}: " in ended.out
 
 
 needs_rights = pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
@@ -724,7 +769,6 @@ def test_a_loss_that_is_not_finite_keeps_its_batch(command: Any, places: dict[st
         ("last.ckpt", lambda content: content[:-500], "o/last.ckpt: the file is damaged or truncated"),
         ("last.ckpt", lambda content: flipped(content, -5), "o/last.ckpt: the file was altered"),
         ("config.json", lambda content: content[:-9], "o: config.json cannot be read"),
-        ("history.jsonl", lambda content: content[:-9], "o/history.jsonl: the history was shortened"),
     ],
 )
 def test_a_damaged_run_is_not_resumed(
@@ -734,3 +778,51 @@ def test_a_damaged_run_is_not_resumed(
     path = Path("o") / name
     path.write_bytes(damage(path.read_bytes()))
     assert refused("train --resume o").startswith(words)
+
+
+def test_ctrl_c_is_answered_in_words(command: Any, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("saccade.batch.predict_files", stopped)
+    ended = command("predict", places["run"], places["picture"])
+    assert (ended.status, ended.err) == (130, "\nstopped; the same command starts again\n")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_a_full_memory_is_one_sentence(
+    command: Any, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("saccade.batch.predict_files", full)
+    ended = command("predict", places["run"], places["picture"])
+    assert ended.status == 2
+    assert re.fullmatch(r"error: the memory is too small \([^\n]+\); take a smaller --batch-size[^\n]+\n", ended.err)
+
+
+def test_a_name_that_is_no_utf_8_is_told(command: Any, places: dict[str, Path]) -> None:
+    shutil.copy(places["picture"], "gr\udcfcn.png")
+    ended = command("predict", places["run"], "gr\udcfcn.png", "--out", "o")
+    assert ended.status == 0, ended
+    assert "gr\\udcfcn.png: " in ended.out
+    assert json.loads(Path("o/predictions.json").read_text(encoding="utf-8"))[0]["image"] == "gr\udcfcn.png"
+
+
+@pytest.mark.usefixtures("short_report")
+def test_a_finished_run_without_its_report_gets_it(command: Any, places: dict[str, Path]) -> None:
+    shutil.copytree(places["run"], "o")
+    Path("o/report.html").unlink()
+    assert command("train", "--resume", "o", places["data"]).status == 0
+    assert Path("o/report.html").is_file()
+    assert "nothing to resume" in command("train", "--resume", "o").err
+
+
+@pytest.mark.parametrize(
+    "how", [{"strict": True}, {"settings": {"strict": True}}, {"assignments": ["train.strict=true"]}]
+)
+def test_strict_holds_for_the_data_wherever_it_is_set(make_folders: Any, tmp_path: Path, how: dict[str, Any]) -> None:
+    root = make_folders({"train/a": 2, "train/b": 2, "val/a": 1, "val/c": 1})
+    with pytest.raises(DataError, match="'c' that train has not"):
+        start("vit_average_test", root, out=tmp_path / "o", **how)

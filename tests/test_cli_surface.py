@@ -14,6 +14,7 @@ SURFACE = {
     "evaluate": [
         "--batch-size",
         "--classes",
+        "--device",
         "--out",
         "--predictions",
         "--split",
@@ -25,6 +26,7 @@ SURFACE = {
     "explain": [
         "--against",
         "--classes",
+        "--device",
         "--layer",
         "--method",
         "--of",
@@ -38,6 +40,7 @@ SURFACE = {
     "predict": [
         "--boxes",
         "--classes",
+        "--device",
         "--exact",
         "--json",
         "--map",
@@ -48,8 +51,8 @@ SURFACE = {
         "IMAGES...",
         "MODEL",
     ],
-    "search": ["--half", "--json", "--out", "--top", "FOLDER", "MODEL", "QUERY"],
-    "study": ["--out", "--quick", "--quiet", "--workers", "DATA", "NAME"],
+    "search": ["--device", "--half", "--json", "--out", "--top", "FOLDER", "MODEL", "QUERY"],
+    "study": ["--out", "--quick", "--quiet", "--task", "--workers", "DATA", "NAME"],
     "train": [
         "--batch-size",
         "--epochs",

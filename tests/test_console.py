@@ -2,9 +2,10 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
-from saccade.console import show_training
+from saccade.console import bold, new_console, show_training, table
 from saccade.engine.plan import StepRecord
 
 
@@ -21,3 +22,13 @@ def test_the_line_of_an_epoch_names_the_first_known_figures_only() -> None:
     assert "0.7500" in told
     assert {"ap_small", "nan", "d"}.isdisjoint(told)
     assert "best" in told
+
+
+def test_square_brackets_in_names_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    console = new_console()
+    console.print(table(["class", "share"], [["dog [small]", 1], ["[/b]", 2]]))
+    console.print("note: a class '[red]' :dog:")
+    console.print(bold("[bold]"), ": COCO", sep="")
+    told = capsys.readouterr().out
+    for words in ("dog [small]", "[/b]", "'[red]' :dog:", "[bold]: COCO"):
+        assert words in told

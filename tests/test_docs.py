@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+import typer.main
 from PIL import Image
 
 from saccade.backbones.vit import ViTConfig
+from saccade.cli import app
 from saccade.config import Config, override
 from saccade.data.source import open_data
 from saccade.data.transforms import Augment, Mix
@@ -166,3 +170,40 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
     relative = [target for target in targets if not re.match(r"[a-z]+:", target)]
     missing = [target for target in relative if not (page.parent / target.partition("#")[0]).exists()]
     assert not missing
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """The words of every command on a page; comments and optional parts left out."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    blocks = "\n".join(block for language, block in found if not language).splitlines()
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    lines = [re.split(r"\s{2,}#|\s\[", line)[0] for line in (*blocks, *inline) if line.startswith("saccade ")]
+    return [shlex.split(line)[1:] for line in lines if "..." not in line and "|" not in line]
+
+
+USED = [page for page in PAGES if page.name != "design.md"]  # which also tells of commands that are planned
+
+
+@pytest.mark.parametrize("page", USED, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_command_has_options_that_exist(page: Path) -> None:
+    root = typer.main.get_command(app)
+    for words in commands_of(page):
+        leaf, rest = root, words
+        while rest and rest[0] in getattr(leaf, "commands", {}):
+            leaf, rest = leaf.commands[rest[0]], rest[1:]  # type: ignore[attr-defined]
+        known = {option for parameter in leaf.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word for word in rest if word.startswith("--")} <= known | {"--help"}, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_training_names_a_model_and_fields_that_exist(page: Path) -> None:
+    for words in commands_of(page):
+        if words[0] != "train" or len(words) < 2 or words[1].startswith("-") or words[1].isupper():
+            continue
+        given = [value for word, value in itertools.pairwise(words) if word == "--set"]
+        fields = {"model": find_config(words[1]), "train": TrainConfig()}
+        for part, config in fields.items():
+            chosen = [value.partition(".")[2] for value in given if value.startswith(f"{part}.")]
+            override(config, [value for value in chosen if not value.startswith("FIELD")])
+        assert all(value.partition(".")[0] in fields for value in given), words

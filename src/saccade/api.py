@@ -133,7 +133,6 @@ def start(
     from saccade.models.build import find_config
 
     parts = _sorted_by_part(assignments)
-    source = open_data(data, task=task_of(model), strict=strict)
 
     def planned(own: Mapping[str, Any]) -> TrainConfig:
         plain = from_dict(TrainConfig, {"strict": strict, **own, **(settings or {})})
@@ -141,6 +140,8 @@ def start(
             return override(plain, parts["train"])
 
     config = planned({})  # before anything is built, so that a wrong word costs no time
+    # Wherever `strict` was set: a resumed run opens its data by what the config says.
+    source = open_data(data, task=task_of(model), strict=config.strict)
     name = model if isinstance(model, str) else type(model).__name__.lower()
     if isinstance(model, str):
         torch.manual_seed(config.seed)
@@ -169,11 +170,16 @@ def start(
     return folder, run(model, source, config, out=folder, name=name, notes=notes)
 
 
-def resume(folder: str | Path) -> tuple[Path, Iterator[StepRecord]]:
-    """Go on with an interrupted run; the result is the same as if it had never been interrupted."""
+def resume(folder: str | Path, data: str | Path | object | None = None) -> tuple[Path, Iterator[StepRecord]]:
+    """Go on with an interrupted run; the result is the same as if it had never been interrupted.
+
+    Args:
+        folder: the run folder.
+        data: where the data is now, or the object that the run was started with; default where it was then.
+    """
     from saccade.engine.train import resume as run
 
-    return Path(folder), run(folder)
+    return Path(folder), run(folder, data)
 
 
 def _set_by(settings: Mapping[str, Any] | None, parts: Mapping[str, Sequence[str]]) -> set[str]:
@@ -205,7 +211,8 @@ def evaluate(
             with classes by the names of these.
         data: anything ``open_data`` knows.
         templates: of a zero-shot model, what names are put into: a named set, or texts with one ``{}`` each.
-        split: ``train``, ``val`` or ``test``; by default the one that is held out.
+        split: ``train``, ``val``, ``test``, or ``all`` for the pictures of every split; by default ``test`` where there
+            is one, else the split that is held out.
         strict: fail on a corrupt file or a class that does not match, instead of reporting it.
         settings: fields of ``EvaluateConfig``: batch_size, workers, ...
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,23 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
 
 
 def write_json(path: str | Path, content: Any) -> Path:
-    """Write plain data as JSON to a file that appears whole or not at all.
+    """Write plain data as JSON to a file that appears whole or not at all; figures that are no numbers become null.
 
     Raises:
         RunError: where it cannot be written.
     """
-    return write_bytes(path, (json.dumps(content, indent=2) + "\n").encode("utf-8"))
+    return write_bytes(path, (json.dumps(plain_json(content), indent=2, allow_nan=False) + "\n").encode("utf-8"))
+
+
+def plain_json(content: Any) -> Any:
+    """The same with null for numbers that JSON does not know (NaN and the infinities), which other readers refuse."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: plain_json(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [plain_json(value) for value in content]
+    return content
 
 
 def check_folder(folder: Path) -> None:

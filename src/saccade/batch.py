@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +16,11 @@ from torch import Tensor
 from saccade import render
 from saccade.atomic import check_folder, whole_file, write_json
 from saccade.data.decode import SUFFIXES, read_image
+from saccade.data.walk import pictures_in
 from saccade.engine.open_vocabulary import PromptDetector, PromptSegmenter
 from saccade.engine.predict import PredictConfig, Predictor
 from saccade.engine.retrieval import embed_query, is_picture_path, open_index
-from saccade.errors import ConfigError, DataError, InputError, UnknownNameError
+from saccade.errors import ConfigError, DataError, ImageError, InputError, UnknownNameError
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
 from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import method, suited
@@ -35,8 +36,12 @@ MOST_PARTS = 200
 """Connected parts of a label map that are listed."""
 
 
-def picture_paths(paths: Iterable[Path]) -> list[Path]:
-    """The files themselves, and all pictures inside the folders, sorted; hidden files are no pictures.
+def picture_paths(paths: Iterable[Path], *, leave_out: Path | None = None) -> list[Path]:
+    """The files themselves, and all pictures inside the folders, sorted; what is hidden is no picture.
+
+    Args:
+        paths: files and folders.
+        leave_out: a folder that is not looked into: what a verb wrote there is no input of the next one.
 
     Raises:
         DataError: where a path does not exist or a folder holds no picture.
@@ -44,8 +49,7 @@ def picture_paths(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
-            shown = sorted(file for file in inside if not file.name.startswith("."))
+            shown = pictures_in(path, leave_out=leave_out)
             if not shown:
                 expected = f"files ending in {', '.join(sorted(SUFFIXES))}"
                 raise DataError("there is no picture in this folder", where=str(path), expected=expected)
@@ -68,6 +72,8 @@ def predict_files(
 ) -> Iterator[dict[str, Any]]:
     """One plain record per picture: its path and its classes, likeliest or largest first.
 
+    Of a picture that cannot be read the record is its path and the ``error``; the others go on.
+
     Args:
         model: of any task, or what applies prompts to pixels or boxes.
         paths: pictures, and folders of them.
@@ -79,20 +85,44 @@ def predict_files(
 
     Raises:
         ConfigError: where ``top`` leaves nothing to tell, or ``score`` is none.
-        ImageError: naming the first picture that cannot be read.
+        ImageError: after the last record, where some pictures cannot be read; at once, where the only one cannot.
     """
     if top < 1:
         raise ConfigError(f"{top} classes per picture leave nothing to tell", where="--top", expected="at least 1")
     if not 0 <= score <= 1:
         raise ConfigError(f"{score} is not the score of an object", where="--score", expected="in [0, 1]")
-    files = picture_paths(paths)
+    files = picture_paths(paths, leave_out=out)
     predictor = (
         model
         if isinstance(model, PromptSegmenter | PromptDetector)
         else Predictor(model, PredictConfig(speed="exact" if exact else "auto"))
     )
-    stems = _stems(files)
-    for path, stem, prediction in zip(files, stems, predictor.stream(files), strict=True):
+    waiting: deque[tuple[Path, str, ImageError | None]] = deque()
+
+    def readable() -> Iterator[Tensor]:
+        """The pictures, as long as they can be read; what becomes of each file is noted in ``waiting``."""
+        for path, stem in zip(files, _stems(files), strict=True):
+            try:
+                picture = read_image(path)
+            except ImageError as error:
+                waiting.append((path, stem, error))
+            else:
+                waiting.append((path, stem, None))
+                yield picture
+
+    unreadable: list[ImageError] = []
+
+    def faulty() -> Iterator[dict[str, Any]]:
+        """Records of the unreadable files that come before the next prediction."""
+        while waiting and (error := waiting[0][2]) is not None:
+            if len(files) == 1:
+                raise error
+            unreadable.append(error)
+            yield {"image": str(waiting.popleft()[0]), "error": str(error)}
+
+    for prediction in predictor.stream_pictures(readable()):
+        yield from faulty()
+        path, stem, _ = waiting.popleft()
         record = {"image": str(path), **TASKS[model.task].record(prediction, top)}
         if out is not None and isinstance(prediction, Segmentation):
             record |= _write_maps(prediction, path, out, stem)
@@ -100,10 +130,15 @@ def predict_files(
             drawn = render.box_overlay(read_image(path), prediction.above(score), prediction.classes)
             record |= {"drawn": _write_picture(drawn, out / f"{stem}-objects.png")}
         yield record
+    yield from faulty()
+    if unreadable:
+        raise ImageError(f"{len(unreadable)} of {len(files)} pictures cannot be read; the first: {unreadable[0]}")
 
 
 def told(record: Mapping[str, Any], score: float) -> str:
     """A record of ``predict_files`` in one line; of objects those with this score."""
+    if "error" in record:
+        return f"unreadable: {record['error']}"
     if "top" in record:
         words = "   ".join(f"{entry['class']} {entry['score']:.1%}" for entry in record["top"])
     elif "objects" in record:
@@ -181,7 +216,7 @@ def search_files(
     if out is not None:
         check_folder(out)
     vector = embed_query(model, query)
-    index, notes = open_index(model, folder, dtype="float16" if is_half else "float32")
+    index, notes = open_index(model, folder, dtype="float16" if is_half else "float32", leave_out=out)
     found = index.search(vector, top)[0]
     records = [{"image": str(one.path), "score": one.score} for one in found]
     if out is not None:
@@ -216,7 +251,7 @@ def explain_files(
     Yields:
         One line per heat map, for people.
     """
-    files = picture_paths(paths)
+    files = picture_paths(paths, leave_out=out)
     names = _methods(model, methods)
     questions: list[str | None] = list(of) or [None]
     subject = Subject(model)
@@ -309,12 +344,16 @@ def _check_questions(subject: Subject, of: Sequence[str], options: ExplainOption
 
 def _stems(files: Sequence[Path]) -> list[str]:
     """A name for what is written about each file; pictures of equal names get numbers, so that none hides another."""
-    stems: list[str] = []
+    stems: dict[str, None] = {}
+    numbers: dict[str, Iterator[int]] = {}
     for file in files:
-        stem = _file_name(file.stem) or "picture"
-        numbered = (f"{stem}-{number}" for number in itertools.count(2))
-        stems.append(stem if stem not in stems else next(name for name in numbered if name not in stems))
-    return stems
+        stem = name = _file_name(file.stem) or "picture"
+        # Each name goes on counting where it stopped: thousands of cameras call their pictures the same.
+        count = numbers.setdefault(stem, itertools.count(2))
+        while name in stems:
+            name = f"{stem}-{next(count)}"
+        stems[name] = None
+    return list(stems)
 
 
 def _file_name(text: str) -> str:

@@ -6,6 +6,7 @@ the commands, so that ``saccade --help`` answers at once.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import typer
 
 import saccade
 from saccade.allocator import keep_freed_memory
-from saccade.errors import ConfigError, SaccadeError
+from saccade.errors import ConfigError, SaccadeError, is_out_of_memory
 
 if TYPE_CHECKING:
     from saccade.engine.evaluate import EvaluateConfig
@@ -33,6 +34,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data, or draw synthetic scenes.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
+_TASKS = "classification, semantic (or segmentation), detection, instance, zero_shot (or captions)"
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A trained file or run folder; a published source.")]
 Data = Annotated[str, typer.Argument(metavar="DATA", help="Folder, file or embedded name; the format is recognised.")]
 Images = Annotated[
@@ -43,6 +46,10 @@ Strict = Annotated[bool, typer.Option("--strict", help="Fail on a corrupt file o
 ClassNames = Annotated[
     str | None,
     typer.Option("--classes", metavar="NAMES", help='Of a zero-shot model: "a cat,a dog", or a file of names.'),
+]
+Device = Annotated[
+    str,
+    typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N; auto is a CUDA GPU where there is one."),
 ]
 Templates = Annotated[
     str | None,
@@ -59,6 +66,10 @@ Set = Annotated[
 def main() -> None:
     """Entry point: runs a command and turns every foreseen mistake into one sentence and a status."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files are bytes; one that is no UTF-8 is told as well as it can be.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -67,11 +78,16 @@ def main() -> None:
         if debug:
             raise
         _fail(str(error))
-    except KeyboardInterrupt:
-        if debug:
+    except SystemExit as ended:
+        # typer answers Ctrl-C with a status and no word; a verb that has said how to go on raises its own Exit.
+        if isinstance(ended.__context__, typer.Exit) and isinstance(ended.__context__.__cause__, KeyboardInterrupt):
+            sys.stderr.write("\nstopped; the same command starts again\n")
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if debug or not is_out_of_memory(error):
             raise
-        sys.stderr.write("\nstopped\n")
-        sys.exit(130)
+        reason = str(error).splitlines()[0] if str(error) else "none is left"
+        _fail(f"the memory is too small ({reason}); take a smaller --batch-size, a smaller model or smaller pictures")
     except OSError as error:
         # Disk full, no permission, a folder where a file should be: the operating system's words are the best there
         # are.
@@ -116,27 +132,32 @@ def demo(
 
 @app.command("models")
 def list_models(
-    task: Annotated[str | None, typer.Option(help="Only models of this task.")] = None,
+    task: Annotated[str | None, typer.Option(help=f"Only models of this task: {_TASKS}.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """What exists: names, parameters, operations per picture."""
-    from saccade.console import new_console, table
+    """What exists, by task: names, parameters, operations per picture."""
+    from saccade.console import bold, new_console, table
     from saccade.engine.catalog import catalog
 
     entries = catalog(task)
     if as_json:
         typer.echo(json.dumps([entry.to_dict() for entry in entries], indent=2))
         return
-    rows = [
-        (
-            entry.name,
-            entry.architecture,
-            f"{entry.parameters / 1e6:.2f} M",
-            f"{entry.flops / 1e9:.2f}",
-            f"{entry.size[0]}x{entry.size[1]}",
-        )
-        for entry in entries
-    ]
+    rows: list[tuple[object, ...]] = []
+    for name in dict.fromkeys(entry.task for entry in entries):
+        rows += [("",) * 5] if rows else []
+        rows.append((bold(name), *("",) * 4))
+        rows += [
+            (
+                entry.name,
+                entry.architecture,
+                f"{entry.parameters / 1e6:.2f} M",
+                f"{entry.flops / 1e9:.2f}",
+                f"{entry.size[0]}x{entry.size[1]}",
+            )
+            for entry in entries
+            if entry.task == name
+        ]
     new_console().print(table(["model", "what it is", "parameters", "GFLOPs", "input"], rows))
     typer.echo("\nand timm/NAME for any convolutional timm backbone")
 
@@ -145,7 +166,9 @@ def list_models(
 def data_inspect(
     path: Data,
     out: Annotated[Path | None, typer.Option(help="Folder for inspection.json and a contact sheet.")] = None,
-    task: Annotated[str | None, typer.Option(help="Read the data for this task; default what is recognised.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help=f"Read the data for this task: {_TASKS}; default what is recognised.")
+    ] = None,
     strict: Strict = False,
 ) -> None:
     """What is there: format, splits, classes, sizes, and what is wrong."""
@@ -187,7 +210,10 @@ def data_make(
     count: Annotated[int, typer.Option(help="Scenes in all.")] = 200,
     size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 96,
     task: Annotated[
-        str, typer.Option(help="classification, segmentation, detection, instance, captions or attributes.")
+        str,
+        typer.Option(
+            help="classification, segmentation (or semantic), detection, instance, captions (or zero_shot), attributes."
+        ),
     ] = "classification",
     seed: Annotated[int, typer.Option(help="The same seed draws the same scenes.")] = 0,
 ) -> None:
@@ -208,7 +234,9 @@ def train(
     weights: Annotated[str | None, typer.Option(help="Start from this file, run folder or published source.")] = None,
     freeze: Annotated[list[str] | None, typer.Option(help="Part that stays as it is: backbone.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to create; default runs/MODEL.")] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run; DATA only if moved.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of initial weights, order and augmentation.")] = None,
     assignments: Set = None,
     strict: Strict = False,
@@ -221,10 +249,13 @@ def train(
     from saccade.report import report_run
 
     if resume is not None:
-        others: dict[str, object] = {"MODEL": model, "DATA": data, "--out": out, "--weights": weights, "--seed": seed}
+        if data is None:
+            model, data = None, model  # the one word beside --resume is where the data lies now
+        others: dict[str, object] = {"MODEL": model, "--out": out, "--weights": weights, "--seed": seed}
         others |= {"--epochs": epochs, "--batch-size": batch_size, "--lr": learning_rate, "--freeze": freeze}
         _check_nothing_beside_resume(others | {"--set": assignments})
-        folder, records = resume_run(resume)
+        is_report_missing = (resume / "metrics.json").is_file() and not (resume / "report.html").is_file()
+        folder, records = (resume, iter(())) if is_report_missing else resume_run(resume, data)
     else:
         if model is None or data is None:
             remedy = "for example: saccade train vit_nano_p4_28 fashion_mnist"
@@ -243,10 +274,11 @@ def train(
     console = new_console()
     try:
         show_training(records, console, quiet=quiet)
+        evaluation = report_run(folder, data, strict=strict)
     except KeyboardInterrupt:
         sys.stderr.write(f"\nstopped; go on with: saccade train --resume {folder}\n")
         raise typer.Exit(130) from None
-    print_evaluation(report_run(folder, data, strict=strict), console)
+    print_evaluation(evaluation, console)
     typer.echo(f"\nwritten: {folder}")
 
 
@@ -256,14 +288,20 @@ def evaluate(
         str | None, typer.Argument(metavar="MODEL", help="A trained file or run folder; none with --predictions.")
     ] = None,
     data: Annotated[str | None, typer.Argument(metavar="DATA", help="Folder, file or embedded name.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and report.html.")] = None,
-    split: Annotated[str | None, typer.Option(help="train, val or test; default the one held out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json and report.html; default evaluation/ beside MODEL.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, val, test or all; default test where there is one, else what is held out."),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per forward pass.")] = None,
     predictions: Annotated[
         Path | None, typer.Option(metavar="JSON", help="Score this COCO result file, made by anyone, instead.")
     ] = None,
     class_names: ClassNames = None,
     templates: Templates = None,
+    device: Device = "auto",
     strict: Strict = False,
 ) -> None:
     """Score a model: the headline with its interval, figures per class; the worst mistakes, explained."""
@@ -277,7 +315,7 @@ def evaluate(
         return
     if model is None or data is None:
         raise ConfigError("evaluate needs MODEL and DATA", remedy="for example: saccade evaluate runs/pets data/pets")
-    _evaluate_model(model, data, split, out, config, class_names, templates)
+    _evaluate_model(model, data, split, out, config, class_names, templates, device)
 
 
 def _evaluate_model(
@@ -288,17 +326,19 @@ def _evaluate_model(
     config: EvaluateConfig,
     class_names: str | None,
     templates: str | None,
+    device: str,
 ) -> None:
     from dataclasses import replace
 
     from saccade.console import new_console, print_evaluation
+    from saccade.data.source import ALL
     from saccade.opening import open_for
     from saccade.report import ReportConfig, evaluate_and_report
     from saccade.text.prompts import as_templates
 
     folder = out or _evaluation_folder(model)
     classes = _class_names(class_names)
-    loaded, source = open_for(model, data, classes=classes, templates=templates, strict=config.strict)
+    loaded, source = open_for(model, data, classes=classes, templates=templates, strict=config.strict, device=device)
     _announce(loaded)
     config = replace(config, templates=as_templates(templates) or ())
     report = ReportConfig(title=f"{model} on {data}", split=split, evaluate=config)
@@ -307,6 +347,10 @@ def _evaluate_model(
     for note in source.notes:
         console.print(f"note: {note}")
     print_evaluation(evaluation, console)
+    if split is None and source.is_split_by_hash:
+        held, whole = len(source.split(source.scored)), len(source.split(ALL))
+        told = f"scored the {held} of {whole} pictures that count as held out; --split all scores every one"
+        typer.echo(f"\n{told}")
     typer.echo(f"\nwritten: {folder / 'report.html'}")
 
 
@@ -349,10 +393,13 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Folder for predictions.json, label maps and drawn boxes.")] = None,
     top: Annotated[int, typer.Option(help="Classes to tell per picture.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on the screen.")] = False,
-    score: Annotated[float, typer.Option(help="Of a detector: lowest score of an object told and drawn.")] = 0.3,
+    score: Annotated[
+        float, typer.Option(help="Of a detector: lowest score of an object told and drawn; files list all.")
+    ] = 0.3,
     exact: Annotated[bool, typer.Option("--exact", help="The float32 model as written, no faster copy.")] = False,
     class_names: ClassNames = None,
     templates: Templates = None,
+    device: Device = "auto",
     maps: Annotated[
         bool, typer.Option("--map", help="Of a zero-shot model: one of --classes for every pixel.")
     ] = False,
@@ -368,15 +415,18 @@ def predict(
     if out is not None:
         check_folder(out)
     records = []
-    loaded = with_classes(model, _class_names(class_names), templates)
+    loaded = with_classes(model, _class_names(class_names), templates, device=device)
     _announce(loaded)
     ready = prompter_of(loaded, maps=maps, boxes=boxes) or loaded
-    for record in predict_files(ready, images, top=top, exact=exact, out=out, score=score):
-        records.append(record)
-        typer.echo(json.dumps(record) if as_json else told(record, score))
-    if out is not None:
-        write_json(out / "predictions.json", records)
-        typer.echo(f"written: {out / 'predictions.json'}", err=as_json)
+    try:
+        for record in predict_files(ready, images, top=top, exact=exact, out=out, score=score):
+            records.append(record)
+            typer.echo(json.dumps(record) if as_json else told(record, score), err=not as_json and "error" in record)
+    finally:
+        # Also after Ctrl-C and where the last picture is damaged: hours of predictions are not thrown away.
+        if out is not None and any("error" not in record for record in records):
+            write_json(out / "predictions.json", records)
+            typer.echo(f"written: {out / 'predictions.json'}", err=as_json)
 
 
 @app.command()
@@ -384,15 +434,22 @@ def explain(
     model: Model,
     images: Images,
     of: Annotated[
-        list[str] | None, typer.Option(help="Class, pixel x,y, component:N, box:N or mask:N; default the prediction.")
+        list[str] | None,
+        typer.Option(
+            help="Class, pixel x,y, component:N (from 1), box:N, box:N/left or mask:N (from 0); default the prediction."
+        ),
     ] = None,
     against: Annotated[str | None, typer.Option(help="Contrast: why the class and not this one.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Method, several, or `all`; default chosen.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="gradcam, relevance, rise, ..., several, or `all`; docs/explain.md tells each."),
+    ] = None,
     layer: Annotated[str, typer.Option(help="Declared layer to look at; default the model's own.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for pictures, arrays and manifests.")] = Path("explanations"),
     verdict: Annotated[bool, typer.Option(help="Measure how far each map can be trusted.")] = True,
     class_names: ClassNames = None,
     templates: Templates = None,
+    device: Device = "auto",
 ) -> None:
     """Which pixels decided, and how far to trust the answer."""
     from saccade.batch import explain_files
@@ -400,7 +457,7 @@ def explain(
     from saccade.opening import with_prompts
 
     options = ExplainOptions(layer=layer, against=against, verdict=verdict)
-    loaded = with_prompts(model, of or [], against, _class_names(class_names), templates)
+    loaded = with_prompts(model, of or [], against, _class_names(class_names), templates, device=device)
     for line in explain_files(loaded, images, of or [], options, method or ["auto"], out):
         typer.echo(line)
     typer.echo(f"written: {out}")
@@ -414,13 +471,14 @@ def search(
     top: Annotated[int, typer.Option(help="Pictures to tell.")] = 10,
     out: Annotated[Path | None, typer.Option(help="Folder for found.json and a sheet of the found pictures.")] = None,
     half: Annotated[bool, typer.Option("--half", help="Keep the vectors in 16 bits: half the file.")] = False,
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on the screen.")] = False,
 ) -> None:
     """Find pictures by words, or by another picture."""
     from saccade.batch import search_files
     from saccade.opening import load
 
-    results = search_files(load(model), folder, query, top=top, out=out, is_half=half)
+    results = search_files(load(model, device=device), folder, query, top=top, out=out, is_half=half)
     for note in results.notes:
         typer.echo(f"note: {note}", err=True)
     for record in results.records:
@@ -438,6 +496,9 @@ def study(
         str | None,
         typer.Argument(metavar="DATA", help="Your own data, for `ladder` and `explanations`; its task is recognised."),
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(help=f"Read DATA for this task: {_TASKS}; default what is recognised.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Within 90 seconds each, instead of 20 minutes.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for page, figures and finished trials.")] = Path("runs/studies"),
     quiet: Annotated[bool, typer.Option("--quiet", help="No live progress.")] = False,
@@ -450,6 +511,7 @@ def study(
 ) -> None:
     """A claim of the field, measured under equal conditions: holds, does not hold here, or undecided."""
     from saccade.console import new_console
+    from saccade.data.source import as_task
     from saccade.studies.run import print_list, usual_workers
     from saccade.studies.run import study as run
 
@@ -457,7 +519,7 @@ def study(
         print_list(new_console())
         return
     try:
-        run(name, data, quick=quick, out=out, quiet=quiet, workers=workers or usual_workers())
+        run(name, data, task=as_task(task), quick=quick, out=out, quiet=quiet, workers=workers or usual_workers())
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped; the same command goes on where it stopped\n")
         raise typer.Exit(130) from None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from saccade.data.captionsheet import told_captions
 from saccade.tasks.base import percent
@@ -23,8 +24,17 @@ MOST_FIGURES = 5
 
 
 def new_console() -> Console:
-    """A console that does not colour numbers by itself and never cuts a line."""
-    return Console(highlight=False, soft_wrap=True)
+    """A console that does not colour numbers by itself, never cuts a line, and leaves square brackets as they are.
+
+    What is printed holds names of files and classes, and ``[bold]`` may be one of them; what is to be bold is
+    made so by ``bold``.
+    """
+    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def bold(text: object) -> Text:
+    """Text in bold, whatever brackets are in it."""
+    return Text(str(text), style="bold")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
@@ -33,7 +43,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     for index, title in enumerate(head):
         result.add_column(title, justify="left" if index == 0 else "right")
     for row in rows:
-        result.add_row(*(str(cell) for cell in row))
+        result.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
     return result
 
 
@@ -54,8 +64,9 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, worst: int = 5
     low, high = evaluation.interval
     headline = evaluation.metrics[evaluation.headline]
     console.print(
-        f"[bold]{evaluation.headline} {percent(headline)}[/bold]  (95 % interval {percent(low)} to {percent(high)}) "
-        f"on {evaluation.num_images} images, {evaluation.images_per_second:.0f} images/s"
+        bold(f"{evaluation.headline} {percent(headline)}"),
+        f" (95 % interval {percent(low)} to {percent(high)}) on {evaluation.num_images} images, "
+        f"{evaluation.images_per_second:.0f} images/s",
     )
     others = [
         f"{name} {value:.3f}"
@@ -83,7 +94,7 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, worst: int = 5
 
 def print_inspection(inspection: Inspection, console: Console) -> None:
     """Format, splits, classes per split (with the share of the pixels or the number of objects), what is wrong."""
-    console.print(f"[bold]{inspection.name}[/bold]: {inspection.format}")
+    console.print(bold(inspection.name), f": {inspection.format}", sep="")
     splits, pixels = inspection.splits, inspection.pixels
     objects = inspection.objects
     # A picture with a label map or boxes counts for every class in it, so the classes do not add up to the pictures.

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from saccade import render
 from saccade.api import explain, finished, predict, search, start, task_of
-from saccade.atomic import check_folder, whole_file
+from saccade.atomic import check_folder, whole_file, write_json
 from saccade.config import to_dict
-from saccade.console import clock, print_evaluation, show_training
+from saccade.console import bold, clock, print_evaluation, show_training
 from saccade.data.dataset import Dataset
 from saccade.data.decode import read_image
 from saccade.data.source import open_data
@@ -40,6 +40,12 @@ TASKS = (
 SHOWN = "instances"
 """The folder that the last line speaks of."""
 
+PAGE = "report.html"
+"""The page of the whole demo."""
+
+MARKER = "demo.json"
+"""The file that lists the folders that a demo wrote: only these are ever replaced."""
+
 QUERIES = ("face", "red heart")
 """What the zero-shot part looks for: words that people used of other pictures."""
 
@@ -53,10 +59,11 @@ def run(out: Path, *, overwrite: bool, console: Console) -> Path:
     began = time.monotonic()
     check_folder(out)
     _make_room(out, overwrite=overwrite)
+    write_json(out / MARKER, {"written by": "saccade demo", "folders": [name for name, _ in TASKS]})
     parts = [_one(out / name, recipe, console) for name, recipe in TASKS]
     lead = "What `saccade demo` made of the embedded data: each part is a run of its own, in a folder beside this page."
-    page = write_page(out / "report.html", "Saccade demo", lead, parts)
-    console.print(f"\n{clock(time.monotonic() - began)} minutes in all. Open [bold]{page}[/bold]")
+    page = write_page(out / PAGE, "Saccade demo", lead, parts)
+    console.print(f"\n{clock(time.monotonic() - began)} minutes in all. Open", bold(page))
     folder = out / SHOWN
     console.print(f"Next: saccade predict {folder} photo.png --out maps   saccade explain {folder} photo.png")
     return page
@@ -66,15 +73,16 @@ def _one(folder: Path, recipe: Recipe, console: Console) -> Part:
     """Train, evaluate, predict and explain one recipe; returns its part of the page."""
     source = open_data(recipe.data, task=task_of(recipe.model))
     counts = ", ".join(f"{len(dataset)} {name}" for name, dataset in source.splits.items())
-    console.print(f"\n[bold]{folder.name}: train[/bold]  {recipe.model} on {recipe.data} ({counts} images)")
+    console.print(bold(f"\n{folder.name}: train"), f" {recipe.model} on {recipe.data} ({counts} images)")
     overrides = [f"model.{override}" for override in recipe.overrides]
     _, records = start(recipe.model, source, out=folder, settings=to_dict(recipe.train), assignments=overrides)
     show_training(records, console)
     trained = finished(folder)
 
-    split = "test" if "test" in source.splits else source.held_out
-    console.print(f"\n[bold]{folder.name}: evaluate[/bold]  on the images of {split}")
-    config = ReportConfig(split=split, title=f"{recipe.model} on {recipe.data}")
+    split = source.scored
+    console.print(bold(f"\n{folder.name}: evaluate"), f" on the images of {split}")
+    # Half of what a report explains otherwise: five of them are made.
+    config = ReportConfig(split=split, title=f"{recipe.model} on {recipe.data}", mistakes=4, regions=2, compared=1)
     evaluation, part = evaluate_and_report(trained.model, source, folder, config)
     print_evaluation(evaluation, console)
 
@@ -83,12 +91,12 @@ def _one(folder: Path, recipe: Recipe, console: Console) -> Part:
         part = replace(part, sections=[*_in_words(trained.model, folder, held_out, console), *part.sections])
         write_page(folder / "report.html", part.title, part.lead, [part])
         return part
-    console.print(f"\n[bold]{folder.name}: predict[/bold]  three of them")
+    console.print(bold(f"\n{folder.name}: predict"), " three of them")
     samples = [held_out[index] for index in range(3)]
     for sample, prediction in zip(samples, predict(trained.model, [s.image for s in samples]), strict=True):
         console.print(f"  {sample.source}: {_words(prediction)}")
 
-    console.print(f"\n[bold]{folder.name}: explain[/bold]  why, and how far to trust the answer")
+    console.print(bold(f"\n{folder.name}: explain"), " why, and how far to trust the answer")
     heat = explain(trained.model, samples[0].image)
     picture = heat.save(folder / "why.png")
     if heat.verdict is not None:
@@ -110,7 +118,7 @@ def _found(model: AnyModel, folder: Path, samples: Sequence[Sample], console: Co
         with whole_file(pictures / Path(sample.source).name) as temporary:
             Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
     texts = {Path(sample.source).name: _text(sample).partition(", ")[0] for sample in samples}
-    console.print(f"\n[bold]{folder.name}: search[/bold]  in {len(samples)} held-out pictures")
+    console.print(bold(f"\n{folder.name}: search"), f" in {len(samples)} held-out pictures")
     plots = []
     for query in QUERIES:
         found = search(model, pictures, query, top=5)
@@ -126,7 +134,7 @@ def _found(model: AnyModel, folder: Path, samples: Sequence[Sample], console: Co
 def _named(model: AnyModel, folder: Path, held_out: Dataset, samples: Sequence[Sample], console: Console) -> Section:
     """Some held-out pictures named by words alone, each with the reason."""
     names = held_out.classes.names
-    console.print(f"\n[bold]{folder.name}: predict and explain[/bold]  {len(names)} names, by their words alone")
+    console.print(bold(f"\n{folder.name}: predict and explain"), f" {len(names)} names, by their words alone")
     cards = []
     for sample in samples[:: max(len(samples) // 3, 1)][:3]:
         prediction = predict(model, sample.image, classes=names)[0]
@@ -159,10 +167,30 @@ def _words(prediction: Prediction) -> str:
 
 
 def _make_room(out: Path, *, overwrite: bool) -> None:
+    """Remove an earlier demo, and nothing else: a folder of runs may lie there, with names like those of a demo.
+
+    Raises:
+        RunError: where the folder holds something and may not be replaced, is no earlier demo, or holds anything that
+            no demo wrote.
+    """
     if not out.exists() or not any(out.iterdir()):
         return
     if not overwrite:
         raise RunError("the folder exists already", where=str(out), remedy="choose another --out, or add --overwrite")
-    if not any((out / name / "config.json").is_file() for name, _ in TASKS):
-        raise RunError("the folder holds something that is no demo, so it is not replaced", where=str(out))
-    shutil.rmtree(out)
+    if not (out / MARKER).is_file():
+        told = "the folder holds something that is no demo, so it is not replaced"
+        raise RunError(told, where=str(out), expected=f"a folder with {MARKER}", remedy="choose another --out")
+    # A page that was being written when a demo was stopped, and what systems leave in folders that were looked at.
+    ours = {name for name, _ in TASKS} | {MARKER, PAGE, ".DS_Store", "Thumbs.db"}
+    foreign = [path.name for path in sorted(out.iterdir()) if path.name not in ours]
+    foreign = [name for name in foreign if not name.startswith((f".{Path(PAGE).stem}.", f".{Path(MARKER).stem}."))]
+    if foreign:
+        names = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+        remedy = "move it elsewhere, or choose another --out"
+        raise RunError(f"the folder holds what no demo wrote ({names})", where=str(out), remedy=remedy)
+    # The marker goes last, so that a removal that was cut short can be taken up again.
+    for path in sorted(out.iterdir(), key=lambda path: path.name == MARKER):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

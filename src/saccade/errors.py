@@ -110,6 +110,18 @@ class ExplainError(SaccadeError):
     """An explanation cannot be computed for this model."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the machine or of an accelerator is full, by whatever class."""
+    # torch is not imported for this: its class for accelerators is known by name, and of the processor's memory it
+    # tells with a plain RuntimeError.
+    words = ("not enough memory", "can't allocate memory", "out of memory")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+    )
+
+
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     """The choice most like ``name``, ignoring case, or None where nothing comes close."""
     lowered = {choice.lower(): choice for choice in choices}

@@ -123,10 +123,14 @@ def test_json_json_lines_and_karpathys(folder: Path) -> None:
     whole = [{"file": f"{name}.png", "captions": [f"a {name}", f"the {name}"]} for name in NAMES]
     (folder / "all.json").write_text(json.dumps(whole), encoding="utf-8")
     assert len(open_data(folder / "all.json", task="zero_shot").splits["train"]) == 4
-    lines = [json.dumps({"file_name": f"images/{name}.png", "text": name, "split": "train"}) for name in NAMES]
+    lines = [
+        json.dumps({"file_name": f"images/{name}.png", "text": name, "split": "val" if name == "e" else "train"})
+        for name in NAMES
+    ]
     (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
     assert items(open_data(folder / "metadata.jsonl").splits["train"])["c"].texts == ("c",)
-    images = [{"filename": f"{n}.png", "split": "restval", "sentences": [{"raw": f"a  {n}."}]} for n in NAMES]
+    said = {name: "val" if name == "e" else "restval" for name in NAMES}
+    images = [{"filename": f"{n}.png", "split": said[n], "sentences": [{"raw": f"a  {n}."}]} for n in NAMES]
     (folder / "dataset.json").write_text(json.dumps({"images": images}), encoding="utf-8")
     assert items(open_data(folder / "dataset.json", task="zero_shot").splits["train"])["d"].texts == ("a d.",)
     (folder / "named.json").write_text(json.dumps({"a.png": "an a", "b.png": ["a b", "the b"]}), encoding="utf-8")
@@ -277,12 +281,12 @@ def test_the_embedded_emoji() -> None:
 
 
 def test_inspection_tells_captions_and_draws_them(folder: Path, tmp_path: Path) -> None:
-    rows = ["file,caption,split", *(f"{name}.png,a small picture,train" for name in NAMES)]
+    rows = ["file,caption,split", *(f"{name}.png,a small picture,test" for name in NAMES)]
     source = open_data(table(folder, "\n".join(rows)), task="zero_shot")
     found = inspect(source)
-    assert found.captions["train"] == {"pictures": 5, "texts": 5, "different": 1, "words": (3, 3, 3)}
-    assert any("5 of 5 captions of train stand under several pictures" in line for line in found.problems)
-    sheet = contact_sheet(source.splits["train"], tmp_path / "sheet.png", columns=3)
+    assert found.captions["test"] == {"pictures": 5, "texts": 5, "different": 1, "words": (3, 3, 3)}
+    assert any("5 of 5 captions of test stand under several pictures" in line for line in found.problems)
+    sheet = contact_sheet(source.splits["test"], tmp_path / "sheet.png", columns=3)
     with Image.open(sheet) as drawn:
         assert drawn.width == 6 + 3 * 118
 

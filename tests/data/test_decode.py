@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -263,3 +265,40 @@ def test_results_do_not_share_memory_with_the_source() -> None:
 def test_bfloat16_and_gradients() -> None:
     pixels = torch.full((3, 2, 2), 0.5, dtype=torch.bfloat16, requires_grad=True)
     assert int(read_image(pixels)[0, 0, 0]) == 128
+
+
+@pytest.mark.parametrize("values", [np.full((4, 5), 2.5, np.float32), np.full((4, 5), 1 << 20, np.int32)])
+def test_a_file_of_unknown_full_scale_is_an_unreadable_picture(tmp_path: Path, values: np.ndarray[Any, Any]) -> None:
+    path = tmp_path / "deep.tif"
+    Image.fromarray(values).save(path)
+    with pytest.raises(ImageError, match=r"deep\.tif: the values of this [FI] picture run from"):
+        read_image(path)
+    with pytest.raises(InputError, match="PIL image: the values"):
+        read_image(Image.fromarray(values))
+
+
+def test_reading_leaves_the_filters_of_the_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (64, 64)).save(path)
+    original = Image.open
+
+    def opened(*given: Any) -> Image.Image:
+        warnings.warn("of another thread", UserWarning, stacklevel=1)
+        return original(*given)
+
+    monkeypatch.setattr(Image, "open", opened)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        read_image(path)
+        read_size(path)
+    assert [str(one.message) for one in heard] == ["of another thread"] * 2
+
+
+def test_pillow_is_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "large.png"
+    Image.new("L", (40, 40)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        assert read_image(path).shape == (3, 40, 40)
+    assert not heard

@@ -193,7 +193,7 @@ def test_a_killed_worker_is_told() -> None:
 
 
 def test_damaged_files_on_disk(make_folders: Any) -> None:
-    root = make_folders({"train/a": 3, "train/b": 3})
+    root = make_folders({"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1})
     (root / "train/a/000.png").write_bytes(b"")
     (root / "train/b/001.png").write_text("no picture")
     data = open_data(root).splits["train"]

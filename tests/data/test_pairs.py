@@ -277,12 +277,12 @@ def test_unknown_values_are_found_when_the_data_is_opened(tmp_path: Path) -> Non
 def test_a_sample_is_checked_where_there_are_very_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapscan, "MAX_SCANNED", 3)
     monkeypatch.setattr(mapscan, "SAMPLED", 2)
-    tree(tmp_path, {f"train/images/{x}.jpg": f"train/masks/{x}.png" for x in "abcde"})
-    mask(tmp_path / "train/masks/c.png", [7])
+    tree(tmp_path, {f"test/images/{x}.jpg": f"test/masks/{x}.png" for x in "abcde"})
+    mask(tmp_path / "test/masks/c.png", [7])
     source = open_data(tmp_path)  # a and e were looked at
     assert source.notes == ["2 of 5 masks were checked; the others will be when they are read"]
     with pytest.raises(DataError, match=r"c.png: the mask has the value 7 \(24 pixels\)"):
-        source.split("train")[2]
+        source.split("test")[2]
 
 
 def test_masks_in_which_nothing_is_labelled(tmp_path: Path) -> None:

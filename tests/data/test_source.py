@@ -15,9 +15,9 @@ from PIL import Image
 from torch.utils.data import Subset as TorchSubset
 from torchvision.datasets import FakeData, FashionMNIST, ImageFolder
 
-from saccade.data.dataset import ArrayDataset, Dataset, FileDataset, InMemory
+from saccade.data.dataset import ArrayDataset, Dataset, FileDataset, InMemory, Labelled
 from saccade.data.embedded import photos
-from saccade.data.source import DataSource, open_data
+from saccade.data.source import DataSource, as_task, open_data
 from saccade.data.synthetic import SyntheticClassification
 from saccade.errors import DataError, InputError
 from saccade.types import Classes
@@ -78,13 +78,15 @@ def test_everything_left_out_is_told(make_folders: Any) -> None:
     (root / "train/b/photo.heic").touch()
     (root / "train/b/.hidden").touch()
     source = open_data(root)
-    assert len(source.splits["train"]) == 4
+    assert [len(source.splits[split]) for split in ("train", "val")] == [2, 2]
     assert source.notes == [
         "the folder 'extra' is no split with class folders: left out",
         "the folder 'test' is no split with class folders: left out",
         "train: left out outside of the class folders: 1 picture",
         "train: no pictures in the class folder 'c'",
         "train: left out for their ending (.heic, .txt): 2 files",
+        "there is no val split: 2 of the 4 pictures of train (20% of each class, chosen by a hash of the file name) "
+        "are held out as val",
     ]
     with pytest.raises(DataError, match="extra"):
         open_data(root, strict=True)
@@ -116,9 +118,40 @@ def test_extra_class_is_reported(make_folders: Any) -> None:
 def test_validation_alone_names_the_classes(make_folders: Any) -> None:
     source = open_data(make_folders({"val/a": 1, "val/b": 1, "test/b": 1, "test/a": 1}))
     assert list(source.splits) == ["val", "test"]
-    assert source.held_out == "val"
+    assert (source.held_out, source.scored) == ("val", "test")
+    assert not source.is_split_by_hash
     with pytest.raises(DataError, match="one of: val, test"):
         source.split("train")
+
+
+def test_all_is_every_split_one_after_the_other(make_folders: Any) -> None:
+    source = open_data(make_folders({"a": 10, "b": 7}))
+    assert source.is_split_by_hash
+    whole = source.split("all")
+    assert (len(whole), whole.classes, whole.task) == (17, source.classes, "classification")
+    assert isinstance(whole, Labelled)
+    assert sorted(whole.labels().tolist()) == [0] * 10 + [1] * 7
+    samples = [whole[index] for index in range(17)]
+    assert [int(sample.target.label) for sample in samples] == whole.labels().tolist()  # type: ignore[union-attr]
+    assert len({sample.source for sample in samples}) == 17
+    assert whole[-1].source == source.splits["val"][-1].source
+    assert whole.fingerprint() != source.splits["train"].fingerprint()
+    with pytest.raises(IndexError):
+        _ = whole[17]
+
+
+def test_all_captions_stay_captions() -> None:
+    source = open_data("emoji")
+    whole = source.split("all")
+    assert type(whole) is type(source.splits["train"])
+    assert len(whole) == sum(len(part) for part in source.splits.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "task"), [("segmentation", "semantic"), ("captions", "zero_shot"), ("semantic", "semantic"), (None, None)]
+)
+def test_tasks_have_the_names_that_people_use(name: str | None, task: str | None) -> None:
+    assert as_task(name) == task
 
 
 @pytest.mark.parametrize(

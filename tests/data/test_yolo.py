@@ -56,6 +56,42 @@ def test_layouts(tmp_path: Path, image: str, label: str, has_yaml: bool) -> None
     torch.testing.assert_close(target.boxes, torch.tensor([[16.0, 6.0, 24.0, 14.0]]))
 
 
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("train/{name}.png", "train/{name}.txt"),
+        ("train/images/{name}.png", "train/labels/{name}.txt"),
+        ("images/{name}.png", "labels/{name}.txt"),
+    ],
+)
+@pytest.mark.parametrize("has_yaml", [True, False])
+def test_a_folder_above_the_data_may_be_called_images(tmp_path: Path, image: str, label: str, has_yaml: bool) -> None:
+    root = tmp_path / "Images" / "mine"
+    for name in "ab":
+        place(root, image.format(name=name), label.format(name=name))
+    if has_yaml:
+        folder = image.rpartition("/")[0]
+        (root / "data.yaml").write_text(f"train: {folder}\nval: {folder}\nnames: [cat]")
+    source = open_data(root)
+    assert all(image.objects for data in source.splits.values() for image in data.images)  # type: ignore[attr-defined]
+
+
+def test_pictures_listed_from_elsewhere(tmp_path: Path) -> None:
+    place(tmp_path / "other", "images/a.png", "labels/a.txt")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "list.txt").write_text(str(tmp_path / "other" / "images" / "a.png"))
+    (tmp_path / "mine" / "data.yaml").write_text("val: list.txt\nnames: [cat]")
+    assert len(only(tmp_path / "mine").boxes) == 1
+
+
+def test_pictures_of_which_none_has_a_text(tmp_path: Path) -> None:
+    place(tmp_path, "pictures/a.png", None)
+    place(tmp_path, "pictures/b.png", None)
+    (tmp_path / "data.yaml").write_text("val: pictures\nnames: [cat]")
+    with pytest.raises(DataError, match=r"data\.yaml: none of the 2 pictures has a text file; expected .*a\.txt for "):
+        open_data(tmp_path)
+
+
 def test_polygons_are_masks(tmp_path: Path) -> None:
     place(tmp_path, "images/a.png", "labels/a.txt", "1 0.25 0.25 0.5 0.25 0.5 0.75 0.25 0.75\n")
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
@@ -83,6 +119,7 @@ def test_a_picture_without_text_is_background(tmp_path: Path) -> None:
     place(tmp_path, "images/train/a.png", "labels/train/a.txt")
     place(tmp_path, "images/train/b.png", "labels/train/b.txt", "")
     place(tmp_path, "images/train/c.png", None)
+    place(tmp_path, "images/val/d.png", "labels/val/d.txt")
     source = open_data(tmp_path)
     assert [len(image.objects) for image in source.split("train").images] == [1, 0, 0]  # type: ignore[attr-defined]
     assert "1 picture without a text file: background only: c.png" in source.notes

@@ -34,6 +34,21 @@ def vit() -> nn.Module:
     return create("vit_micro_p4_28").eval()
 
 
+def test_a_model_in_training_stays_in_training(pictures: list[torch.Tensor]) -> None:
+    model = create("timm/resnet18", num_classes=5)
+    model.train()
+    stream = Predictor(model, PredictConfig(batch_size=2)).stream(pictures[:4])
+    before = copy.deepcopy(model.state_dict())
+    first = next(stream)
+    assert all(module.training for module in model.modules())
+    rest = list(stream)
+    assert all(module.training for module in model.modules())
+    torch.testing.assert_close(model.state_dict(), before)
+    expected = Predictor(model.eval(), PredictConfig(batch_size=2, speed="exact"))(pictures[:4])
+    for one, other in zip([first, *rest], expected, strict=True):
+        torch.testing.assert_close(one.scores, other.scores)
+
+
 def test_predictions_come_in_order_and_do_not_depend_on_the_batch(pictures: list[torch.Tensor]) -> None:
     model = vit()
     together = Predictor(model, PredictConfig(batch_size=7, speed="exact"))(pictures)

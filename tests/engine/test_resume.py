@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from saccade.config import to_dict
+from saccade.data.source import open_data
 from saccade.data.transforms import Augment, Mix
 from saccade.engine.checkpoint import load_state
 from saccade.engine.plan import TrainConfig
 from saccade.engine.train import resume, train
-from saccade.errors import RunError
+from saccade.errors import DataError, RunError
+from saccade.models.build import create
 
 CONFIG = TrainConfig(
     epochs=3,
@@ -139,12 +141,35 @@ def test_resume_refuses_other_settings_other_data_and_nothing(tmp_path, new_mode
         resume(tmp_path / "empty", source)
 
 
-def test_resume_refuses_a_shortened_history(tmp_path, new_model, source):
+def test_a_shortened_history_is_told_and_stops_nothing(tmp_path, new_model, source):
     out = tmp_path / "run"
     records = train(new_model(NAME), source, CONFIG, out=out)
     for _ in range(3):
         next(records)
     records.close()
-    (out / "history.jsonl").write_text("")
-    with pytest.raises(RunError, match="history was shortened"):
-        resume(out, source)
+    content = (out / "history.jsonl").read_bytes()
+    (out / "history.jsonl").write_bytes(content[:-9])
+    first = next(iter(resume(out, source)))
+    assert any("history.jsonl was shortened since the checkpoint" in note for note in first.notes)
+    lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 4], "the line that was cut is gone, the others are whole"
+
+
+def test_data_that_was_moved(tmp_path, make_folders, monkeypatch):
+    root = make_folders({"train/a": 6, "train/b": 6, "val/a": 2, "val/b": 2})
+    monkeypatch.chdir(root.parent)
+    config = TrainConfig(epochs=1, batch_size=4)
+    model = create(NAME, classes=["a", "b"])
+    records = train(model, open_data("data"), config, out=tmp_path / "run")
+    next(records)
+    records.close()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    again = resume(tmp_path / "run")
+    assert "resumed after step 1 of 3" in next(again).notes
+    again.close()
+    root.rename(elsewhere / "moved")
+    with pytest.raises(DataError, match=r"no such folder or file; .*give the DATA beside --resume"):
+        resume(tmp_path / "run")
+    assert [record.kind for record in resume(tmp_path / "run", "moved")] == ["step", "epoch"]

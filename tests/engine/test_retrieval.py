@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 import saccade
-from saccade.engine import retrieval
+from saccade.engine import retrieval, text_cache
 from saccade.engine.retrieval import Entry, PictureIndex, embed_query, index_path, list_pictures, open_index
 from saccade.errors import ConfigError, DataError, ImageError, InputError
 from saccade.opening import AnyModel
@@ -180,3 +181,38 @@ def test_words_are_asked_of_a_model_that_knows_them(
     monkeypatch.setattr(model, "encode_text", encode_text, raising=False)
     assert isinstance(model, retrieval.EncodesTexts)
     assert saccade.search(model, folder, "something blue")[0].path.name == "blue.png"
+
+
+def test_found_pictures_are_not_searched(folder: Path, tmp_path: Path) -> None:
+    (folder / "found").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "found" / "found.png")
+    assert len(list_pictures(folder, leave_out=folder / "found")) == 4
+    (folder / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    assert len(list_pictures(folder)) == 5
+
+
+def test_half_the_file_is_wanted_of_an_index_that_exists(folder: Path, model: AnyModel) -> None:
+    open_index(model, folder)
+    place = next(folder.glob("saccade-index-*"))
+    whole = place.stat().st_size
+    index, _ = open_index(model, folder, dtype="float16")
+    assert index.num_embedded == 0
+    assert place.stat().st_size < whole
+    changed = place.stat().st_mtime_ns
+    open_index(model, folder, dtype="float16")
+    open_index(model, folder)
+    assert place.stat().st_mtime_ns == changed
+
+
+def test_a_writer_that_fails_in_the_library_is_no_traceback(
+    folder: Path, model: AnyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: Read-only file system (os error 30)")
+
+    monkeypatch.setattr("saccade.engine.checkpoint.save_file", refuse)
+    index, notes = open_index(model, folder)
+    assert len(index) == 4
+    assert any("the index was not kept: " in note and "Read-only" in note for note in notes)
+    text_cache.write(folder / "texts" / "a.safetensors", torch.zeros(2, 3))
+    assert not (folder / "texts" / "a.safetensors").exists()

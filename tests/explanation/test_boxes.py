@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -27,8 +28,8 @@ from saccade.explanation.cam import LayerCAM
 from saccade.explanation.explain import ExplainOptions, Subject, explain, explain_batch
 from saccade.explanation.methods import method, suited
 from saccade.explanation.perturbation import DRISE, masked_scores
-from saccade.explanation.questions import check_question
-from saccade.explanation.scores import class_score, when_hidden
+from saccade.explanation.questions import check_question, described
+from saccade.explanation.scores import class_score, region_of, unbounded, when_hidden
 from saccade.explanation.trials import answers_of
 from saccade.models.build import create
 from saccade.models.detector import Candidates, MaskEvidence
@@ -446,3 +447,75 @@ def test_sides_and_masks_are_judged_too(subject: Subject) -> None:
         assert heat.verdict is not None
         assert "advantage_region" in heat.verdict.figures
         assert heat.verdict.figures["score_range"] <= 1.0001, "hidden pictures are scored by overlap"
+
+
+@pytest.mark.parametrize(("name", "read"), [("yolo_test", "one_logits"), ("detr_test", "logits")])
+def test_a_function_of_a_detector_gets_the_raw_outputs(name: str, read: str) -> None:
+    """As the documentation says of any model: what the model itself returns, and not what we make of it."""
+    torch.manual_seed(0)
+    model = create(name, classes=CLASSES).eval()
+    image, _ = scene(1)
+
+    def mean_logit(outputs: Any) -> Tensor:
+        logits: Tensor = getattr(outputs, read)
+        return logits.float().mean((1, 2))
+
+    with torch.no_grad():
+        raw = model(model.preprocess([image]))
+    for name_of_method in ("gradient", "occlusion", "auto"):
+        options = ExplainOptions(method=name_of_method, verdict=name_of_method == "gradient")
+        (heat,) = explain_batch(model, [image], [mean_logit], options)[0]
+        assert heat.score == pytest.approx(float(mean_logit(raw)), rel=1e-4)
+        assert heat.of == "mean_logit"
+        assert heat.manifest["score"].endswith("mean_logit")
+        assert heat.map.any()
+
+
+def test_a_function_of_a_detector_keeps_what_it_says_about_itself() -> None:
+    class Asked:
+        mask = torch.ones(2, 2, dtype=torch.bool)
+
+        def __call__(self, outputs: str) -> str:
+            return f"whole {outputs}"
+
+        def hidden(self, outputs: str) -> str:
+            return f"hidden {outputs}"
+
+        def __repr__(self) -> str:
+            return "Asked()"
+
+    watched, given = Watched(create("yolo_test", classes=CLASSES)), Asked()
+    ((question,),) = ask(watched, None, watched.preprocess([scene(1)[0]]), [given], None)  # type: ignore[list-item]
+    found = Found([], None, (), "outputs")
+    assert question.score(found) == "whole outputs"
+    assert when_hidden(question.score)(found) == "hidden outputs"
+    assert region_of(question.score) is given.mask
+    assert (question.words, described(question.score), question.key) == ("Asked()", "Asked()", ("own", id(given)))
+    assert ask(watched, None, watched.preprocess([scene(1)[0]]), [given], None)[0][0] == question
+
+
+def test_shares_are_exponentiated_as_odds() -> None:
+    found = said((HALF, 0.8), (FAR, 0.6))
+    overlap = when_hidden(DetectionScore(ASKED))
+    share = float(overlap(found))
+    assert math.exp(float(unbounded(overlap)(found))) == pytest.approx(share / (1 - share), rel=1e-5)
+    assert getattr(unbounded(overlap), "reads_candidates_only")  # noqa: B009
+    rather = when_hidden(DetectionScore(ASKED, against=0))
+    other = when_hidden(DetectionScore(replace(ASKED, label=0)))
+    expected = unbounded(overlap)(found) - unbounded(other)(found)
+    torch.testing.assert_close(unbounded(rather)(found), expected)
+    assert float(unbounded(overlap)(said())) == pytest.approx(math.log(1e-4), rel=1e-3), "none found: finite"
+    for share_of in (SideKept(ASKED, "left"), MaskOverlap(ASKED)):
+        assert "LogOdds" in repr(unbounded(share_of))
+    assert unbounded(score := class_score(0)) is score
+
+
+def test_scorecam_tells_objects_apart(subject: Subject) -> None:
+    """A softmax of shares would weigh every channel about alike, whatever is asked: correlations of 0.98."""
+    found = []
+    for number in range(1000, 1006):
+        questions = [f"box:{index}" for index in range(2)]
+        image = scene(number)[0]
+        heats = explain_batch(subject, [image], questions, ExplainOptions(method="scorecam", verdict=False))[0]
+        found.append(float(torch.corrcoef(torch.stack([heat.map.flatten() for heat in heats]))[0, 1]))
+    assert sum(found) / len(found) < 0.93, found

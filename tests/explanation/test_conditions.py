@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,15 +11,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from saccade.errors import ExplainError
 from saccade.explanation.adapt import adapt
-from saccade.explanation.explain import explain
+from saccade.explanation.attribution import Explainer
+from saccade.explanation.cam import ScoreCAM
+from saccade.explanation.explain import ExplainOptions, explain, explain_batch
 from saccade.explanation.faithfulness import rank_similarity
-from saccade.explanation.verdict import Verdict
+from saccade.explanation.gradients import IntegratedGradients, SmoothGrad
+from saccade.explanation.heatmap import Heatmap
+from saccade.explanation.perturbation import RISE, Occlusion
+from saccade.explanation.scores import class_score
+from saccade.explanation.verdict import Judge, Verdict, VerdictConfig
 from saccade.ops.image import Preprocess
+from saccade.types import ImageBatch
 
 SMALL = Preprocess(size=(32, 32), policy="stretch")
-METHODS = ("gradient", "integrated_gradients", "gradcam", "hirescam", "layercam", "occlusion")
-"""One of each kind: at the pixels, averaged, at a layer, by hiding."""
+METHODS = ("gradient", "integrated_gradients", "gradcam", "hirescam", "layercam", "occlusion", "rise")
+"""One of each kind: at the pixels, averaged, at a layer, by hiding, by hiding at random."""
 
 
 class Inplace(nn.Module):
@@ -119,6 +127,7 @@ def test_maps_are_right_and_the_model_stays_as_it_was(
             for method in METHODS:
                 found = explain(adapted, picture, of=1, method=method, verdict=False).map
                 assert found.isfinite().all(), method
+                assert found.dtype == torch.float32, method
                 similarity = rank_similarity(found.abs(), expected[method].abs())
                 assert similarity > condition.similarity, (method, similarity)
                 if condition.similarity > 0.99:
@@ -171,3 +180,70 @@ def _state(model: nn.Module) -> dict[str, object]:
         state[f"{name} mode"] = module.training
         state[f"{name} hooks"] = (len(module._forward_hooks), len(module._forward_pre_hooks), id(module))
     return state
+
+
+@pytest.mark.parametrize("method", [*METHODS, "cam", "gradcam++", "xgradcam", "eigencam", "scorecam"])
+def test_maps_are_put_together_in_float32_whatever_the_model_computes_in(
+    method: str, network: nn.Module, picture: Tensor, tmp_path: Path
+) -> None:
+    """What is common to all scores is large beside what tells masks apart: sums of eight bits would lose it."""
+    adapted = adapt(copy.deepcopy(network), SMALL, layer="block" if method != "cam" else "act")
+
+    def raised(outputs: Tensor) -> Tensor:
+        return outputs[:, 1].float() + 20
+
+    def found() -> Heatmap:
+        return explain(adapted, picture, of=raised, method=method, verdict=False)
+
+    expected = found().map
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        heat = found()
+    assert heat.map.dtype == torch.float32
+    assert heat.save_array(tmp_path / "map.npy").is_file()
+    assert torch.corrcoef(torch.stack([heat.map.flatten(), expected.flatten()]))[0, 1] > 0.97
+
+
+class Mixing(Inplace):
+    """Its norms have no running statistics, so that the pictures of a batch are normalised with each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem[1] = nn.BatchNorm2d(8, track_running_stats=False)
+
+
+ONE_BY_ONE: dict[str, Explainer] = {
+    "integrated_gradients": IntegratedGradients(chunk=1),
+    "smoothgrad": SmoothGrad(chunk=1),
+    "occlusion": Occlusion(batch=1),
+    "rise": RISE(num_masks=200, batch=1),
+    "scorecam": ScoreCAM(chunk=1),
+}
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_copies_of_a_picture_are_not_normalised_with_each_other(name: str, picture: Tensor) -> None:
+    torch.manual_seed(0)
+    adapted = adapt(Mixing(), SMALL, layer="block")
+    alone = ONE_BY_ONE[name]
+    together = replace(alone, **{"chunk" if hasattr(alone, "chunk") else "batch": 16})  # type: ignore[type-var]
+    expected, found = (explain(adapted, picture, of=1, method=each) for each in (alone, together))
+    torch.testing.assert_close(found.map, expected.map)
+    assert found.verdict is not None
+    assert expected.verdict is not None
+    # The games of the verdict hide parts of the picture one at a time too.
+    apart = Judge(adapted, adapted.explain_spec(), VerdictConfig(batch=1))
+    images = adapted.preprocess([picture])
+    attribution = together(adapted, images, [class_score(1)], adapted.explain_spec())
+    alone_figures = apart(images, [class_score(1)], together, attribution)[0][0].figures
+    assert found.verdict.figures == pytest.approx(alone_figures, abs=1e-3)
+    pictures = [picture, picture.flip(1)]
+    several = explain_batch(adapted, pictures, [1], ExplainOptions(method=together, verdict=False))
+    torch.testing.assert_close(several[0][0].map, found.map)
+
+
+@pytest.mark.parametrize("explainer", [RISE(num_masks=8), Occlusion(), IntegratedGradients()])
+def test_several_pictures_of_a_model_that_mixes_them_are_refused(explainer: Explainer) -> None:
+    adapted = adapt(Mixing(), SMALL, layer="block")
+    images = ImageBatch.of(torch.randn(2, 3, 32, 32))
+    with pytest.raises(ExplainError, match=r"stem.1.*one picture at a time"):
+        explainer(adapted, images, [class_score(0)], adapted.explain_spec())

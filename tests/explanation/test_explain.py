@@ -77,6 +77,7 @@ def test_the_predicted_class_is_explained_unless_another_is_asked():
     assert heat.score == pytest.approx(net(net.preprocess([image]))[0, 1].item(), abs=1e-5)
     for question in ("red", "RED", 0, Classification(torch.tensor([0.8, 0.1, 0.1]), Classes(COLOURS))):
         assert explain(net, image, of=question, verdict=False).of == "red"
+    assert explain(net, image, of=np.int64(net.classes.id("red")), verdict=False).of == "red"
     shuffled = Classification(torch.tensor([0.1, 0.1, 0.8]), Classes(("blue", "green", "red")))
     assert explain(net, image, of=shuffled, verdict=False).of == "red"  # joined by name, not by number
 

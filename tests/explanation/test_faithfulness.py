@@ -49,7 +49,7 @@ def test_constant_map_scores_as_random_in_both_games() -> None:
     deletion, insertion = ff.deletion(evaluate, flat, steps=2), ff.insertion(evaluate, flat, steps=2)
     assert deletion.scores.tolist() == [4.5, 2.5, 0.5]
     assert insertion.area == pytest.approx(deletion.area)
-    control = ff.random_control(evaluate, 2, steps=2, orders=2000, generator=generator())
+    control = ff.random_control(evaluate, 2, steps=2, samples=2000, generator=generator())
     assert control.area == pytest.approx(deletion.area, abs=0.05)
 
 
@@ -62,7 +62,7 @@ def test_constant_map_with_sampled_ties_of_a_model_that_is_not_additive() -> Non
     insertion = ff.insertion(evaluate, flat, steps=8, samples=5)
     assert insertion.area == pytest.approx(deletion.area, rel=1e-12)
     many = ff.deletion(evaluate, flat, steps=8, samples=3000)
-    control = ff.random_control(evaluate, 16, steps=8, orders=3000, generator=torch.Generator().manual_seed(7))
+    control = ff.random_control(evaluate, 16, steps=8, samples=3000, generator=torch.Generator().manual_seed(7))
     assert many.area == pytest.approx(control.area, rel=0.01)
 
 
@@ -160,3 +160,8 @@ def test_controls() -> None:
     assert edges[:, 2:4].eq(0.5).all()
     assert edges[:, :2].eq(0).all()
     assert ff.edge_map(picture.expand(2, 3, 6, 6)).shape == (2, 6, 6)
+
+
+def test_what_is_not_a_number_has_no_rank() -> None:
+    assert math.isnan(ff.rank_similarity(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 2.0])))
+    assert math.isnan(ff.rank_similarity(torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("inf")])))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError, ExplainError
@@ -131,3 +132,49 @@ def test_guided_backprop_says_that_it_is_a_negative_control():
 def test_senseless_options_are_refused(kind, options):
     with pytest.raises(ConfigError):
         kind(**options)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [Tensor.relu_, torch.relu_, lambda x: F.relu(x, inplace=True), lambda x: F.relu(x, True), nn.ReLU(inplace=True)],
+)
+def test_a_relu_called_as_a_statement_rectifies(way):
+    class Rectified(Linear):
+        def __init__(self, way) -> None:
+            super().__init__()
+            self.way = way
+
+        def forward(self, images):
+            logits = super().forward(images) * 1.0
+            assert self.way(logits) is logits
+            return logits
+
+    class Returned(Linear):
+        def forward(self, images):
+            return super().forward(images).relu()
+
+    images = ImageBatch.of(torch.cat([pictures().pixels, -pictures().pixels]))
+    found, expected = (
+        gradients.GuidedBackprop()(model, images, SCORES, SPEC).values for model in (Rectified(way), Returned())
+    )
+    assert torch.equal(found, expected)
+    assert 0 < float((expected == 0).float().mean()) < 1
+
+
+def test_the_error_of_smoothgrad_is_unbiased_and_unknown_of_one_sample():
+    """Of f(x) = w x^2 / 2 the gradient is w x, so its spread over the copies is w times that of the noise."""
+
+    class Square(Linear):
+        def forward(self, images):
+            return super().forward(images.with_pixels(images.pixels.square() / 2))
+
+    images, model = pictures(), Square()
+    one = gradients.SmoothGrad(samples=1)(model, images, SCORES, SPEC)
+    assert one.error is None
+    noise = torch.randn(3, *images.pixels.shape[1:], generator=torch.Generator().manual_seed(0))
+    spread = images.pixels.amax(dim=(1, 2, 3)) - images.pixels.amin(dim=(1, 2, 3))
+    copies = images.pixels[:, None] + 0.15 * spread[:, None, None, None, None] * noise  # [B, S, 3, H, W]
+    weight = model.weight.detach().reshape(-1, 1, *images.pixels.shape[1:])[: len(SCORES)]
+    variance = (weight.square() * copies.var(dim=1) / 3).flatten(2).sum(-1)
+    expected = variance.sqrt() / (weight * copies.mean(dim=1)).flatten(2).norm(dim=2)
+    torch.testing.assert_close(gradients.SmoothGrad(samples=3)(model, images, SCORES, SPEC).error, expected)

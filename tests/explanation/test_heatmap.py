@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from saccade.errors import InputError, RunError
-from saccade.explanation.heatmap import Heatmap
+from saccade.explanation.heatmap import Heatmap, shared_scale
 from saccade.ops.image import Preprocess, to_original
 from saccade.types import Geometry
 
@@ -76,6 +76,12 @@ def test_maps_share_a_scale_only_when_asked():
     torch.testing.assert_close(low.display(scale=1.0), low.map)
     torch.testing.assert_close(heatmap(high.map, is_signed=False).display(0.5), torch.tensor([[1.0, 1.0]]))
     assert not heatmap(torch.zeros(2, 2)).display().any()
+
+
+def test_maps_of_other_weights_share_no_scale():
+    one, other = (heatmap(torch.ones(1, 1), manifest={"model": "Net", "weights": word}) for word in ("a", "b"))
+    with pytest.raises(InputError, match="maps of different weights share no scale: a, b"):
+        shared_scale([one, other])
 
 
 def test_captions_say_what_must_not_be_overlooked():

@@ -10,6 +10,7 @@ import torch
 from saccade.errors import ConfigError, InputError
 from saccade.explanation.boxes import Watched
 from saccade.explanation.explain import ExplainOptions, Subject, explain_batch
+from saccade.explanation.heatmap import shared_scale
 from saccade.explanation.manyboxes import Window, _apart, explain_boxes
 from saccade.explanation.record import recording
 from saccade.models.build import create
@@ -41,6 +42,8 @@ def test_every_map_equals_that_of_a_single_explanation(name: str, method: str, s
         torch.testing.assert_close(other.map, one.map, rtol=1e-5, atol=1e-5 * one.peak)
         assert (other.layer, other.of, other.method, other.is_signed) == (one.layer, one.of, one.method, one.is_signed)
         assert other.score == pytest.approx(one.score, rel=1e-5)
+        assert other.manifest == one.manifest
+        assert shared_scale([one, other]) == max(one.peak, other.peak)
         assert other.negative == pytest.approx(one.negative, abs=1e-5)
         assert torch.equal(other.region, one.region)  # type: ignore[arg-type]
         assert other.fired is not None

@@ -91,7 +91,7 @@ def test_a_score_that_ignores_the_image_gets_a_blank_map(explainer: Occlusion | 
     images = picture(2, 3, 14, 14)
     found = explainer(Linear(14, 14), images, [lambda outputs: outputs[:, 0] * 0 + 3], SPEC)
     assert found.values.abs().max() < 1e-6
-    assert found.error is None or not found.error.any()
+    assert found.error is None or not found.error.isfinite().any(), "nothing over nothing is not known"
 
 
 def test_each_image_is_explained_for_itself() -> None:
@@ -167,6 +167,18 @@ def test_standard_error_halves_with_four_times_the_masks() -> None:
     seen = (masks * torch.randn(8, 8, generator=generator)).sum((1, 2)).view(1, 1, -1)
     ratio = standard_error(masks[:1000], seen[..., :1000]) / standard_error(masks, seen)
     assert float(ratio) == pytest.approx(2, rel=0.15)
+
+
+def test_the_error_of_a_small_map_is_that_of_a_large_one_and_none_of_a_flat_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = draw_masks(500, 4, 0.5, generator).enlarged(0, 500, (8, 8))
+    seen = (masks * torch.randn(8, 8, generator=generator)).sum((1, 2)).view(1, 1, -1)
+    expected = standard_error(masks, seen)
+    torch.testing.assert_close(standard_error(masks, seen.double() * 1e-15), expected, rtol=1e-5, atol=0)
+    flat = standard_error(masks, torch.full_like(seen, 20.0))
+    assert float(flat) != 0, "an error that nobody measured is not 0"
+    assert not flat.isfinite().any()
+    assert not standard_error(masks, torch.zeros_like(seen)).isfinite().any()
 
 
 def test_masks_show_every_pixel_equally_often() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from saccade.explanation.questions import (
     check_question,
     label_of,
     pixel_of,
+    plain,
 )
 from saccade.explanation.scores import RegionScore, map_logits_of, region_score
 from saccade.models.build import create
@@ -394,3 +396,11 @@ def test_a_pixel_outside_of_a_large_picture_is_told_as_of_a_small_one() -> None:
     model = create("unet_plain_test", 3).eval()
     with pytest.raises(InputError, match="pixel 100,0 lies outside of the picture; expected at most 99,79"):
         explain(model, torch.zeros(3, 80, 100, dtype=torch.uint8), of=(100, 0), verdict=False)
+
+
+def test_whole_numbers_of_other_libraries_are_whole_numbers() -> None:
+    for number in (np.int64(2), np.uint8(2), torch.tensor(2), np.array(2)):
+        assert type(plain(number)) is int  # type: ignore[arg-type]
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    for other in ("car", (4, 2), None, mask, Classification, 2.0):
+        assert plain(other) is other  # type: ignore[arg-type]

@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import ExplainError
+from saccade.explanation.adapt import adapt
 from saccade.explanation.cam import GradCAM, HiResCAM
 from saccade.explanation.gradients import Gradient, IntegratedGradients, SmoothGrad
 from saccade.explanation.inner import InnerAttention
-from saccade.explanation.record import find_module, recording, undisturbed, unwrap
+from saccade.explanation.record import counting, find_module, recording, undisturbed, unwrap
 from saccade.explanation.scores import class_score
+from saccade.ops.image import Preprocess
 from saccade.types import ExplainSpec, GridLayer, ImageBatch
 
 SCORES = [class_score(0), class_score(1)]
@@ -388,3 +390,52 @@ def test_undisturbed_restores_modes_and_random_numbers(net):
     context.__enter__()
     assert not context.__exit__(KeyError, KeyError(), None)
     assert state_of(net) == before
+
+
+def test_attention_with_a_row_of_zeros_added_stays_what_it_is():
+    torch.manual_seed(0)
+    net, images = Fused("packed"), pictures()
+    net.packed.add_zero_attn = True
+    expected = net.eval()(images)
+    site = InnerAttention("", 0, lambda canvas: canvas)
+    with recording(net, attention=[site], is_survey=True) as record:
+        torch.testing.assert_close(record.run(images), expected)
+        assert not record.all_seen()
+
+
+class Routed(nn.Module):
+    """A convolution, and a module that says which of its channels is largest where: numbers of type int64."""
+
+    class Router(nn.Module):
+        def forward(self, maps: Tensor) -> Tensor:
+            return maps.argmax(dim=1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.router = Routed.Router()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, pixels: Tensor | ImageBatch) -> Tensor:
+        maps = self.stem(pixels.pixels if isinstance(pixels, ImageBatch) else pixels)
+        chosen = F.one_hot(self.router(maps), 4).permute(0, 3, 1, 2)
+        return self.head((maps * chosen).mean(dim=(2, 3)))
+
+
+def test_modules_that_give_whole_numbers_are_passed_over_in_a_survey_and_refused_as_layers():
+    torch.manual_seed(0)
+    adapted = adapt(Routed(), Preprocess(size=(16, 16)))
+    assert adapted.explain_spec().layers["final"].path == "module.stem"
+    for with_gradients in (True, False):
+        with (
+            recording(Routed(), {"router": GridLayer("router", _as_is)}, with_gradients=with_gradients) as record,
+            pytest.raises(ExplainError, match=r"'router'.*type int64.*inside it"),
+        ):
+            record.run(pictures())
+
+
+def test_passes_are_counted_below_wrappers(net):
+    with counting(torch.compile(net, backend="eager")) as counts:
+        HiResCAM("first")(net, pictures(), SCORES, SPEC)
+    assert counts == [2]
+    assert not net._forward_pre_hooks

@@ -75,6 +75,12 @@ def test_good_figures_are_supported() -> None:
         ({"similarity_late": None, "similarity_late_gradient": None}, "supported", "points at"),
         ({"error": LINES.weak_error + 0.01}, "weak", "own error is 51% of the map"),
         ({"error": LINES.weak_error}, "supported", "points at"),
+        ({"error": float("inf")}, "weak", "cannot tell its own error"),
+        ({"advantage": float("nan")}, "failed", "not a number"),
+        ({"score_range": float("nan")}, "failed", "not a number"),
+        ({"deletion": float("nan")}, "failed", "not a number"),
+        ({"insertion": float("inf")}, "failed", "not a number"),
+        ({"similarity": float("nan"), "similarity_abs": 0.95}, "failed", "stays the same"),
         ({"advantage_centre": 0.6 + LINES.centre_margin + 0.01}, "weak", "a blob at the centre"),
     ],
 )

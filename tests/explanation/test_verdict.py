@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+import json
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from saccade.errors import ConfigError, InputError
+from saccade.errors import ConfigError, ExplainError, InputError
 from saccade.explanation.attribution import Attribution, Explainer
 from saccade.explanation.cam import GradCAM, HiResCAM
 from saccade.explanation.gradients import Gradient, GuidedBackprop, IntegratedGradients
 from saccade.explanation.perturbation import RISE, Occlusion
+from saccade.explanation.rounded import quick_copy
 from saccade.explanation.scores import ClassScore, class_score
 from saccade.explanation.scramble import scrambled
 from saccade.explanation.trials import areas, cells_of, pooled
@@ -425,3 +428,125 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 2"):
         VerdictConfig(steps=1)
     assert "response_ratio" not in verdict_of(evidence(), copies=0).figures
+
+
+class Standardised(nn.Module):
+    """The detector behind a standardisation of each picture: of one colour it makes 0/0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detector = Detector()
+
+    def forward(self, images: ImageBatch) -> Tensor:
+        pixels = images.pixels
+        mean, spread = pixels.mean((1, 2, 3), keepdim=True), pixels.std((1, 2, 3), keepdim=True)
+        out: Tensor = self.detector(images.with_pixels((pixels - mean) / spread))
+        return out
+
+
+def test_a_score_that_is_not_a_number_on_hidden_pictures_has_failed() -> None:
+    given = Given(evidence()[None, None])
+    model = Standardised()
+    verdict = judge(model, bright(), [first], given, given(model, bright(), [], SPEC), SPEC)[0][0]
+    assert verdict.status == "failed"
+    assert "not a number" in verdict.reasons[0]
+    assert "advantage" not in verdict.figures
+    json.dumps(verdict.figures, allow_nan=False)
+
+
+def test_maps_of_copies_that_are_not_finite_are_not_compared() -> None:
+    """A copy without a map is no proof that the map depends on the weights."""
+    model = Detector()
+
+    class Blind(Given):
+        is_costly = False
+
+        def __call__(self, other: nn.Module, images: ImageBatch, scores: object, spec: ExplainSpec) -> Attribution:
+            return Attribution(self.values if other is model else torch.full_like(self.values, float("nan")))
+
+    explainer = Blind(evidence()[None, None])
+    figures = judge(model, bright(), [first], explainer, explainer(model, bright(), [], SPEC), SPEC)[0][0].figures
+    assert not {"similarity", "similarity_abs", "similarity_late"} & figures.keys()
+
+
+class Keeping(SmallNet):
+    """Keeps its features on itself, as many models do for a look at them; asked before, they have a history."""
+
+    def forward(self, images: ImageBatch) -> Tensor:
+        self.last = [self.body(images.pixels)]
+        out: Tensor = self.head(self.last[0].mean((2, 3)))
+        return out
+
+
+def normed(model: SmallNet, norm: Callable[..., nn.Module]) -> SmallNet:
+    model.body[3] = norm(model.body[3])
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: Keeping(0),
+        lambda: normed(SmallNet(0), nn.utils.weight_norm),
+        lambda: normed(SmallNet(0), nn.utils.spectral_norm),
+        lambda: normed(SmallNet(0), nn.utils.parametrizations.weight_norm),
+        lambda: normed(SmallNet(0), nn.utils.parametrizations.spectral_norm),
+    ],
+)
+def test_models_that_hold_computed_tensors_are_judged(model: Callable[[], SmallNet]) -> None:
+    asked, images = model(), ImageBatch.of(bright().pixels.repeat(2, 1, 1, 1))
+    asked.train()(images).sum().backward()
+    kept, score = getattr(asked, "last", None), class_score(0)
+    attribution = Gradient()(asked, images, [score], SPEC)
+    verdict = judge(asked, images, [score], Gradient(), attribution, SPEC)[0][0]
+    assert "similarity" in verdict.figures
+    assert kept is None or kept[0].grad_fn is not None, "that of the model itself is untouched"
+    quick_copy(asked.eval())(images)
+
+
+def test_a_model_that_cannot_be_copied_is_named() -> None:
+    model = SmallNet(0)
+    model.body[1].lock = threading.Lock()
+    with pytest.raises(ExplainError, match=r"body.1.*'lock'.*verdict=False") as told:
+        Judge(model, SPEC)
+    assert told.value.where == "module 'body.1'"
+
+
+def test_the_cost_of_a_wrapped_model_is_that_of_the_model(trained: Lines) -> None:
+    """The plain gradient runs on the model itself; below a wrapper its passes count as well."""
+    image, _ = striped(1, torch.Generator().manual_seed(1))
+    attribution = Gradient()(trained, image, [first], trained.spec)
+    costs = [
+        judge(model, image, [first], Gradient(), attribution, trained.spec)[0][0].cost_forwards
+        for model in (trained, nn.DataParallel(trained), torch.compile(trained, backend="eager"))
+    ]
+    assert costs == [costs[0]] * 3
+
+
+def test_a_verdict_does_not_depend_on_what_else_was_asked(trained: Lines) -> None:
+    """A class, a region and a single pixel: different things are measured of each."""
+
+    class Within(ClassScore):
+        mask: Tensor
+
+    def within(label: int, top: int, side: int) -> ClassScore:
+        score = Within(label)
+        mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+        mask[top : top + side, 8 : 8 + side] = True
+        object.__setattr__(score, "mask", mask)
+        return score
+
+    image, _ = striped(1, torch.Generator().manual_seed(1))
+    scores = [within(0, 8, 12), class_score(1), within(1, 14, 1), within(1, 4, 12)]
+    attribution = Gradient()(trained, image, scores, trained.spec)
+    judge_of_it = Judge(trained, trained.spec)
+    together = judge_of_it(image, scores, Gradient(), attribution)
+    for place, score in enumerate(scores):
+        alone = Attribution(attribution.values[place : place + 1])
+        (single,) = judge_of_it(image, [score], Gradient(), alone)[0]
+        assert together[place][0].reasons == single.reasons
+        assert together[place][0].figures == pytest.approx(dict(single.figures), abs=1e-4)
+    assert "similarity" in together[0][0].figures
+    assert "similarity" not in together[2][0].figures
+    assert ["advantage_region" in row[0].figures for row in together] == [True, False, True, True]

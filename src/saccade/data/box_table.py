@@ -10,7 +10,6 @@ h, w picture
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +20,12 @@ from saccade.data.objectjoin import Found, absent, join, read_class_list
 from saccade.data.objects import AnnotatedImage, ObjectAnnotation, plain_value
 from saccade.data.objectscan import Draft, Drafted, Form
 from saccade.data.splits import SPLIT_NAMES
-from saccade.errors import DataError, nearest
+from saccade.data.tables import SPLIT_COLUMNS, known_split, read_header, read_table, with_slashes
+from saccade.errors import DataError
 from saccade.types import TaskName
 
 _PATH = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "img", "picture", "frame")
 _CLASS = ("class", "label", "class_name", "name", "category", "category_name")
-_SPLIT = ("split", "set", "subset", "fold")
 _CROWD = ("crowd", "iscrowd", "is_crowd", "difficult")
 _EDGES = (
     ("xmin", "x_min", "x1", "left"),
@@ -41,7 +40,7 @@ _SIDES = (
     ("height", "h", "bbox_height", "box_height"),
 )
 _SIZE = (("height", "image_height", "img_height"), ("width", "image_width", "img_width"))
-UNDERSTOOD = frozenset({*_PATH, *_CLASS, *_SPLIT, *_CROWD, *sum((*_EDGES, *_SIDES, *_SIZE), ())})
+UNDERSTOOD = frozenset({*_PATH, *_CLASS, *SPLIT_COLUMNS, *_CROWD, *sum((*_EDGES, *_SIDES, *_SIZE), ())})
 """Names of columns that mean something, and so can hold nothing else."""
 
 _EMPTY = frozenset({"", "none", "null", "nan"})
@@ -62,7 +61,7 @@ class _Columns(NamedTuple):
 
 def is_box_table(path: Path) -> bool:
     """Whether a table has columns of pictures, of classes and of boxes."""
-    return _columns(_header(path)[0]) is not None
+    return _columns(read_header(path)) is not None
 
 
 def is_box_folder(root: Path) -> bool:
@@ -113,14 +112,6 @@ def _tables(root: Path) -> dict[str | None, Path]:
     return {None: usable[0]} if len(usable) == 1 else {}
 
 
-def _header(path: Path) -> tuple[list[str], str]:
-    """Names of the columns and the delimiter."""
-    with path.open(encoding="utf-8-sig", errors="replace") as stream:
-        line = stream.readline().rstrip("\r\n")
-    delimiter = max(",;\t", key=line.count)
-    return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])], delimiter
-
-
 def _columns(names: list[str]) -> _Columns | None:
     folded = {name.lower().replace(" ", "_"): name for name in names}
 
@@ -136,7 +127,7 @@ def _columns(names: list[str]) -> _Columns | None:
     low, top, right, bottom = (column or "" for column in box)
     size = [first(choices) for choices in _SIZE] if form == "xyxy" else [None, None]
     told = (size[0], size[1]) if size[0] and size[1] else None
-    split, crowd = first(_SPLIT), first(_CROWD)
+    split, crowd = first(SPLIT_COLUMNS), first(_CROWD)
     known = {path, name, low, top, right, bottom, split, crowd, *(told or ())}
     others = tuple(column for column in names if column not in known)
     return _Columns(path, name, (low, top, right, bottom), form, told, split, crowd, others)
@@ -146,28 +137,16 @@ def _read(
     path: Path, said: str | None, root: Path, strict: bool
 ) -> tuple[_Columns, list[tuple[str | None, Draft]], list[str]]:
     """The pictures of one table with the boxes of all their rows."""
-    names, delimiter = _header(path)
+    names, rows = read_table(path)
     columns = _columns(names)
     if columns is None:
         got = ", ".join(names) or "nothing"
         raise DataError(f"the columns are {got}", where=str(path), expected="path,xmin,ymin,xmax,ymax,class")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError("the table is not UTF-8", where=str(path), remedy="save it as CSV UTF-8") from error
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
-    reader.fieldnames = names
     drafts: dict[tuple[str | None, str], Draft] = {}
     lost: dict[str, None] = {}
     total: set[str] = set()
-    for index, row in enumerate(reader):
-        if index == 0:
-            continue  # the header again: the names above are without blanks
-        where = f"{path}:{reader.line_num}"
-        cells = {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}
-        if not any(cells.values()):
-            continue
-        name = cells[columns.path].replace("\\", "/")
+    for where, cells in rows:
+        name = with_slashes(cells[columns.path])
         total.add(name)
         split = _split(cells, columns, said, where)
         key = split, name
@@ -187,15 +166,7 @@ def _read(
 def _split(cells: Mapping[str, str], columns: _Columns, said: str | None, where: str) -> str | None:
     if not cells[columns.path]:
         raise DataError(f"the {columns.path} is empty", where=where, remedy="fill it in or delete the row")
-    word = cells.get(columns.split or "", "")
-    if not word:
-        return said
-    split = SPLIT_NAMES.get(word.lower())
-    if split is None:
-        near = nearest(word, SPLIT_NAMES)
-        remedy = f"did you mean {near!r}?" if near else None
-        raise DataError(f"unknown split {word!r}", where=where, expected="train, val or test", remedy=remedy)
-    return split
+    return known_split(cells.get(columns.split or "", ""), columns.split, where) or said
 
 
 def _picture(folder: Path, name: str, split: str | None) -> Path | None:

@@ -6,8 +6,6 @@ captions, lists of words (aliases, tags), a category, a split.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import mmap
 import re
@@ -19,7 +17,8 @@ from saccade.data.cocofile import is_coco_file
 from saccade.data.decode import SUFFIXES
 from saccade.data.shards import ShardMember, read_shard
 from saccade.data.splits import SPLIT_NAMES
-from saccade.errors import DataError, nearest
+from saccade.data.tables import known_split, read_table, with_slashes
+from saccade.errors import DataError
 
 TABLES = frozenset({".csv", ".tsv"})
 JSONS = frozenset({".json", ".jsonl", ".ndjson"})
@@ -29,6 +28,7 @@ _PATH = re.compile(r"^(path|file|file_?name|file_?path|image|image_?(name|path|f
 _TEXT = re.compile(r"^(caption|captions|description|sentence|sentences|text|texts|title|alt|alt_text|comment)[_-]?\d*$")
 _WORDS = re.compile(r"^(alias|aliases|synonyms|tags?|keywords?|words)$")
 _CATEGORY = re.compile(r"^(category|class|class_name|label)$")
+_DELIMITERS = ",;\t|"
 _SPLIT = re.compile(r"^(split|set|subset|fold)$")
 _HEAD_BYTES = 65536
 _JSON_TEXT = re.compile(rb'"(captions?|descriptions?|sentences?|texts?)"\s*:')
@@ -116,7 +116,7 @@ def _header(path: Path) -> list[str]:
 
 
 def _delimiter(header: str) -> str:
-    return max(",;\t|", key=header.count)
+    return max(_DELIMITERS, key=header.count)
 
 
 def _has_columns(names: Sequence[str]) -> bool:
@@ -125,19 +125,13 @@ def _has_columns(names: Sequence[str]) -> bool:
 
 
 def _table_rows(path: Path, split: str | None) -> Iterator[CaptionRow]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError("the table is not UTF-8", where=str(path), remedy="save it as CSV UTF-8") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text.partition("\n")[0]))
-    names = [name.strip() for name in reader.fieldnames or []]
-    reader.fieldnames = names
+    names, rows = read_table(path, _DELIMITERS)
     if not _has_columns(names):
         got = ", ".join(names) or "nothing"
         expected = "a file name and a caption (and aliases, tags, category, split, if you like)"
         raise DataError(f"the columns are {got}", where=str(path), expected=expected)
-    for record in reader:
-        yield row_of({name: value for name, value in record.items() if name}, f"{path}:{reader.line_num}", split)
+    for where, cells in rows:
+        yield row_of({name: value for name, value in cells.items() if name}, where, split)
 
 
 def _json_rows(path: Path, split: str | None) -> Iterator[CaptionRow]:
@@ -219,11 +213,11 @@ def row_of(
         elif _WORDS.match(key):
             words += _as_words(value)
         elif _PATH.match(key):
-            name = name or str(value or "").strip()
+            name = name or with_slashes(str(value or "").strip())
         elif _CATEGORY.match(key):
             category = category or str(value if value is not None else "").strip() or None
         elif _SPLIT.match(key) and value:
-            split = _known_split(str(value), where)
+            split = _known_split(str(value), key, where) or split
     if picture is None and not name:
         raise DataError("no picture is named", where=where, expected="a file name", remedy="fill it in or delete it")
     return CaptionRow(where, picture or name, tuple(texts), tuple(words), category, split, is_empty)
@@ -242,11 +236,6 @@ def _as_words(value: Any) -> list[str]:
     return [words for one in several if (words := " ".join(str(one).replace("_", " ").split()))]
 
 
-def _known_split(word: str, where: str) -> str:
+def _known_split(word: str, column: str, where: str) -> str | None:
     # Karpathy's "restval" are pictures of the old validation that everybody trains on.
-    split = "train" if word.lower() == "restval" else SPLIT_NAMES.get(word.strip().lower())
-    if split is None:
-        near = nearest(word, SPLIT_NAMES)
-        remedy = f"did you mean {near!r}?" if near else None
-        raise DataError(f"unknown split {word!r}", where=where, expected="train, val or test", remedy=remedy)
-    return split
+    return "train" if word.lower() == "restval" else known_split(word.strip(), column, where)

@@ -13,7 +13,8 @@ from saccade.data.dataset import Opened
 from saccade.data.decode import SUFFIXES
 from saccade.data.folder import read_licence
 from saccade.data.shards import ShardMember
-from saccade.data.splits import counted, split_by_hash
+from saccade.data.splits import BY_HASH, counted, split_by_hash
+from saccade.data.walk import name_below
 from saccade.errors import DataError
 from saccade.types import Classes
 
@@ -201,11 +202,11 @@ def _splits(
     # Of each category a share; all pictures are of one kind where there are no categories.
     labelled = [(item, f"{item.label:06d}") for item in items.values()]
     splits = {name: [item for item, _ in part] for name, part in split_by_hash(labelled, keys).items()}
-    held_out = f"{len(splits['val'])} of {len(items)} pictures, chosen by a hash of the file name, are held out as val"
+    held_out = f"{len(splits['val'])} of {len(items)} pictures, {BY_HASH}, are held out as val"
     return {name: part for name, part in splits.items() if part}, [f"no split is named: {held_out}"]
 
 
 def _key(picture: Path | ShardMember, root: Path) -> str:
     if isinstance(picture, ShardMember):
         return picture.name
-    return picture.relative_to(root).as_posix() if picture.is_relative_to(root) else str(picture)
+    return name_below(picture, root)

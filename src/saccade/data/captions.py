@@ -21,6 +21,7 @@ from saccade.data.dataset import ArrayBatch, Captioned, Dataset, check_labels
 from saccade.data.decode import read_image
 from saccade.data.maps import identity_of
 from saccade.data.shards import ShardMember
+from saccade.data.splits import as_bytes
 from saccade.data.transforms import NUM_DRAWS, Key
 from saccade.types import Caption, Classes, Sample, TaskName
 
@@ -66,12 +67,12 @@ class CaptionItem:
         """What a fingerprint takes of it: name and size in bytes of the picture (or its pixels), texts, category."""
         said = "\0".join([*self.texts, "", *self.alternatives, str(self.label)])
         if isinstance(self.picture, Tensor):
-            return self.picture.numpy().tobytes() + said.encode()
+            return self.picture.numpy().tobytes() + as_bytes(said)
         if isinstance(self.picture, ShardMember):
             file = f"{identity_of(self.picture.path, root)}\0{self.picture.name}\0{self.picture.size}"
         else:
             file = identity_of(self.picture, root)
-        return f"{file}\0{said}\n".encode()
+        return as_bytes(f"{file}\0{said}\n")
 
 
 class CaptionDataset:
@@ -119,6 +120,11 @@ class CaptionDataset:
         """Some of the samples, as a data set of the same kind."""
         return self._with([self.items[index] for index in indices])
 
+    def joined(self, others: Sequence[Dataset]) -> Self:
+        """These samples and those of other data sets of this kind."""
+        more = [item for one in others if isinstance(one, CaptionDataset) for item in one.items]
+        return self._with([*self.items, *more])
+
     def keeping(self, is_usable: Callable[[str], bool]) -> Self:
         """The same without some texts, and without the pictures that keep no caption."""
         kept = []
@@ -130,7 +136,7 @@ class CaptionDataset:
 
     def fingerprint(self) -> str:
         """A SHA-256 over the categories and name, size in bytes, texts and category of every picture."""
-        digest = hashlib.sha256("\0".join(self.classes).encode())
+        digest = hashlib.sha256(as_bytes("\0".join(self.classes)))
         for item in self.items:
             digest.update(item.identity(self.root))
         return digest.hexdigest()

@@ -77,7 +77,7 @@ def held_out_file(data: Path, split: str | None = None) -> CocoFile:
 
     Args:
         data: the folder or file.
-        split: its name; the held-out one where it is None.
+        split: its name; where it is None, ``test`` if there is one, else the held-out one.
 
     Raises:
         DataError: no COCO JSON, or no such split.
@@ -92,7 +92,7 @@ def held_out_file(data: Path, split: str | None = None) -> CocoFile:
         raise
     if None in files:
         return files[None]
-    chosen = split or next((name for name in ("val", "test") if name in files), next(iter(files)))
+    chosen = split or next((name for name in ("test", "val") if name in files), next(iter(files)))
     if chosen not in files:
         told = ", ".join(str(name) for name in files)
         raise DataError(f"there is no split {chosen!r}", where=str(data), expected=f"one of: {told}")

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade.data.splits import counted
+from saccade.data.tables import with_slashes
 from saccade.errors import DataError
 
 Polygons = list[list[float]]
@@ -200,7 +201,7 @@ def _image(entry: Mapping[str, Any], place: int, path: Path) -> CocoImage:
     is_told = all(isinstance(side, int) and side > 0 for side in size)
     told = (int(size[0] or 0), int(size[1] or 0)) if is_told else None
     extra = _extra(entry, ("id", "file_name", "height", "width"))
-    return CocoImage(_integer(entry, "id", where), _text(entry, "file_name", where), told, extra)
+    return CocoImage(_integer(entry, "id", where), with_slashes(_text(entry, "file_name", where)), told, extra)
 
 
 def _category(entry: Mapping[str, Any], place: int, path: Path) -> CocoCategory:
@@ -224,7 +225,7 @@ def _panoptic(entry: Mapping[str, Any], known: Mapping[int, int], where: str) ->
         if not isinstance(segment, dict):
             raise DataError("a segment is no object", where=where)
         segments[_integer(segment, "id", where)] = _known_category(segment, known, where)
-    return PanopticMask(_text(entry, "file_name", where), segments)
+    return PanopticMask(with_slashes(_text(entry, "file_name", where)), segments)
 
 
 def _annotation(entry: Mapping[str, Any], known: Mapping[int, int], where: str) -> CocoAnnotation:

@@ -5,7 +5,9 @@ B pictures · h, w size · K classes
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from saccade.data.decode import read_image
+from saccade.data.splits import as_bytes
 from saccade.errors import DataError
 from saccade.types import Classes, ClassTarget, Sample, TaskName
 from saccade.types.attributes import AttributeTable
@@ -102,6 +105,15 @@ class Selectable(Protocol):
 
 
 @runtime_checkable
+class Joinable(Protocol):
+    """A data set that takes others of its own kind in."""
+
+    def joined(self, others: Sequence[Dataset]) -> Dataset:
+        """Its own samples, then those of the others."""
+        ...
+
+
+@runtime_checkable
 class InMemory(Protocol):
     """A data set that can hand out many pictures of one size at once, which is much faster for tiny ones."""
 
@@ -169,7 +181,7 @@ class ArrayDataset:
 
     def fingerprint(self) -> str:
         """A SHA-256 over pictures, labels and class names (all are in memory, so the contents are cheap to read)."""
-        digest = hashlib.sha256("\0".join(self.classes).encode())
+        digest = hashlib.sha256(as_bytes("\0".join(self.classes)))
         digest.update(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.numpy().tobytes())
         digest.update(self.targets.numpy().tobytes())
@@ -236,11 +248,11 @@ class FileDataset:
 
     def fingerprint(self) -> str:
         """A SHA-256 over class names and the name, size in bytes and label of every file."""
-        digest = hashlib.sha256("\0".join(self.classes).encode())
+        digest = hashlib.sha256(as_bytes("\0".join(self.classes)))
         for path, label in self.files:
             size = path.stat().st_size if path.exists() else -1
             name = path.relative_to(self.root) if path.is_relative_to(self.root) else path
-            digest.update(f"{name.as_posix()}\0{size}\0{label}\n".encode())
+            digest.update(as_bytes(f"{name.as_posix()}\0{size}\0{label}\n"))
         return digest.hexdigest()
 
 
@@ -272,6 +284,53 @@ def subset(dataset: Dataset, indices: Sequence[int]) -> Dataset:
     if isinstance(dataset, Selectable):
         return dataset.select(indices)
     return LabelledSubset(dataset, indices) if isinstance(dataset, Labelled) else Subset(dataset, indices)
+
+
+def union(datasets: Sequence[Dataset]) -> Dataset:
+    """The samples of several data sets with the same classes, one after the other."""
+    first, *others = datasets
+    if not others:
+        return first
+    if isinstance(first, Joinable):
+        return first.joined(others)
+    if all(isinstance(one, Labelled) for one in datasets):
+        return LabelledUnion(datasets)
+    return Union(datasets)
+
+
+class Union:
+    """The samples of several data sets with the same classes, one after the other.
+
+    Attributes:
+        datasets: the parts.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset]) -> None:
+        self.datasets = tuple(datasets)
+        self.starts = tuple(itertools.accumulate((len(one) for one in datasets), initial=0))
+        self.task: TaskName = datasets[0].task
+        self.classes = datasets[0].classes
+        self.licence = next((one.licence for one in datasets if one.licence), None)
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
+        part = bisect.bisect_right(self.starts, index) - 1
+        return self.datasets[part][index - self.starts[part]]
+
+    def fingerprint(self) -> str:
+        """A SHA-256 over those of the parts."""
+        return hashlib.sha256("".join(one.fingerprint() for one in self.datasets).encode()).hexdigest()
+
+
+class LabelledUnion(Union):
+    """The samples of several data sets with one class per sample."""
+
+    def labels(self) -> Tensor:
+        """The label of every sample ``[N]`` int64."""
+        return torch.cat([one.labels() for one in self.datasets if isinstance(one, Labelled)])
 
 
 class Subset:

@@ -12,6 +12,7 @@ Conventions, each of them tested:
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -40,6 +41,9 @@ _ORIENTATION = 0x0112
 """EXIF tag."""
 
 _BACKGROUND = (255, 255, 255)
+_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
+"""The entry of ``warnings.filters`` that ``silence_pillow`` makes."""
+
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, OverflowError)
 """What Pillow's readers raise for damaged files; ``UnidentifiedImageError`` is an ``OSError``."""
 
@@ -54,7 +58,8 @@ def read_image(source: Any, *, max_pixels: int = MAX_PIXELS, where: str | None =
         where: what to call the picture in errors; by default its path or its type.
 
     Raises:
-        ImageError: a file that is missing, empty, truncated, not a picture, or too large.
+        ImageError: a file that is missing, empty, truncated, not a picture, too large, or has values whose full scale
+            nobody knows (a float or 32-bit TIFF).
         InputError: an array whose layout, channels, type or range is wrong or can be read in two ways.
     """
     if isinstance(source, str | Path):
@@ -82,18 +87,27 @@ def read_size(path: Path) -> tuple[tuple[int, int], str]:
         ImageError: where the header cannot be read.
     """
     _check_file(path, str(path))
+    silence_pillow()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                width, height = image.size
-                if image.getexif().get(_ORIENTATION, 1) in {5, 6, 7, 8}:
-                    width, height = height, width
-                return (height, width), image.mode
+        with Image.open(path) as image:
+            width, height = image.size
+            if image.getexif().get(_ORIENTATION, 1) in {5, 6, 7, 8}:
+                width, height = height, width
+            return (height, width), image.mode
     except Image.DecompressionBombError:
         raise _too_large(str(path), None, MAX_PIXELS) from None
     except DAMAGE as error:
         raise _unreadable(error, str(path)) from error
+
+
+def silence_pillow() -> None:
+    """Hear no warnings of Pillow: of bombs, whose limit is ours here, and of odd metadata, no fault of a picture.
+
+    Pictures are read in threads, where ``warnings.catch_warnings`` restores what another thread has just set; so one
+    filter for Pillow alone is put in front and stays, and those of the user are left as they are.
+    """
+    if not warnings.filters or warnings.filters[0] != _PILLOW:
+        warnings.filterwarnings("ignore", module=_PILLOW[3].pattern)
 
 
 def _check_file(path: Path, where: str) -> None:
@@ -109,20 +123,20 @@ def _read_file(path: Path, max_pixels: int, where: str) -> Tensor:
     _check_file(path, where)
     try:
         return _read_bytes(path.read_bytes(), max_pixels, where)
-    except PermissionError:
-        raise ImageError("the file may not be read", where=where, remedy="give yourself read permission") from None
+    except OSError as error:
+        raise _unreadable(error, where) from error
 
 
 def _read_bytes(data: bytes, max_pixels: int, where: str) -> Tensor:
     if not data:
         raise ImageError("the picture is empty (0 bytes)", where=where, remedy="copy or download it again")
+    silence_pillow()
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of bombs and of odd metadata; the limit below is ours and odd metadata is no fault of the
-            # picture.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
-                return _decode(image, max_pixels, where)
+        with Image.open(io.BytesIO(data)) as image:
+            return _decode(image, max_pixels, where)
+    except InputError as error:
+        # Of an array the caller is asked to pass another; a file is one of many, and may be left out.
+        raise ImageError(error.what, where=error.where, expected=error.expected, remedy=error.remedy) from None
     except Image.DecompressionBombError:
         raise _too_large(where, None, max_pixels) from None
     except DAMAGE as error:
@@ -163,14 +177,14 @@ def _decode(image: Image.Image, max_pixels: int, where: str) -> Tensor:
     image.load()
     # Pillow would copy a picture that is upright and RGB already.
     is_turned = image.getexif().get(_ORIENTATION, 1) != 1
-    rgb = _to_rgb(ImageOps.exif_transpose(image) if is_turned else image)
+    rgb = _to_rgb(ImageOps.exif_transpose(image) if is_turned else image, where)
     # Left as the file has it, colour by colour: resizing is twice as fast on that, and bit for bit the same.
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, where: str) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return _deep_to_rgb(image)
+        return _deep_to_rgb(image, where)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         background = Image.new("RGBA", layer.size, (*_BACKGROUND, 255))
@@ -178,7 +192,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _deep_to_rgb(image: Image.Image) -> Image.Image:
+def _deep_to_rgb(image: Image.Image, where: str) -> Image.Image:
     """Modes ``I``, ``I;16``, ``I;16B`` and ``F``: Pillow would clip them at 255."""
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
@@ -191,6 +205,7 @@ def _deep_to_rgb(image: Image.Image) -> Image.Image:
     if not is_known:
         raise InputError(
             f"the values of this {image.mode} picture run from {low:g} to {high:g}",
+            where=where,
             expected=f"0 to {full_scale:g}",
             remedy="convert it to 8 bits first",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from saccade.data.attributes import check_described, read_attributes, told_attri
 from saccade.data.dataset import FileDataset, LabelledFile, Opened
 from saccade.data.decode import SUFFIXES
 from saccade.data.splits import SPLIT_NAMES, counted, join_by_name, split_by_hash, told_split
+from saccade.data.walk import files_below, subfolders
 from saccade.errors import DataError
 from saccade.types import Classes
 
@@ -70,10 +70,10 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     """Split name -> folder, for a folder whose sub-folders are splits, and notes about the other sub-folders."""
     found: dict[str, Path] = {}
     others: list[str] = []
-    for folder in _subfolders(root):
+    for folder in subfolders(root):
         split = SPLIT_NAMES.get(folder.name.lower())
         # A class may well be called "test"; a split holds folders of its own.
-        if split is None or not _subfolders(folder):
+        if split is None or not subfolders(folder):
             others.append(folder.name)
         elif split in found:
             both = f"{found[split].name} and {folder.name}"
@@ -92,13 +92,9 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     return {}, []
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-
-
 def _labelled(folder: Path, name: str) -> _Found:
     """The pictures in the class folders of a folder."""
-    classes = _subfolders(folder)
+    classes = subfolders(folder)
     if classes and {child.name.lower() for child in classes} <= _OTHER_TASKS:
         shown = ", ".join(child.name for child in classes)
         raise DataError(
@@ -135,16 +131,14 @@ def _pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
     """The files below a folder whose ending is that of a picture, sorted, and the endings of the others."""
     pictures: list[Path] = []
     others: Counter[str] = Counter()
-    for place, names, files in os.walk(folder):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        for name in sorted(files):
-            suffix = Path(name).suffix.lower()
-            if name.startswith(".") or name.lower() in {"thumbs.db", "desktop.ini"}:
-                continue
-            if suffix in SUFFIXES:
-                pictures.append(Path(place) / name)
-            else:
-                others[suffix or "no ending"] += 1
+    for path in files_below(folder):
+        suffix = path.suffix.lower()
+        if path.name.lower() in {"thumbs.db", "desktop.ini"}:
+            continue
+        if suffix in SUFFIXES:
+            pictures.append(path)
+        else:
+            others[suffix or "no ending"] += 1
     return pictures, others
 
 

@@ -26,6 +26,7 @@ from saccade.data.mapsheet import map_sheet
 from saccade.data.objects import ObjectDataset
 from saccade.data.objectsheet import object_sheet
 from saccade.data.source import DataSource, open_data
+from saccade.data.splits import as_bytes
 from saccade.errors import DataError, ImageError
 from saccade.types import IGNORE, BoxTarget, Caption, Classes, ClassTarget, MapTarget
 
@@ -203,7 +204,7 @@ def _look_at(dataset: Dataset, split: str) -> Iterable[_Look | str]:
             told = hashlib.sha256(target.boxes.numpy().tobytes() + target.labels.numpy().tobytes()).digest()
             return _Look(split, sample.source, told, size, is_grey, digest, tuple(counts))
         if isinstance(sample.target, Caption):
-            said = hashlib.sha256("\0".join(sample.target.texts).encode()).digest()
+            said = hashlib.sha256(as_bytes("\0".join(sample.target.texts))).digest()
             return _Look(split, sample.source, said, size, is_grey, digest)
         assert isinstance(sample.target, ClassTarget)
         return _Look(split, sample.source, int(sample.target.label), size, is_grey, digest)

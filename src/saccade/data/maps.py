@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from saccade.data.decode import DAMAGE, read_image
-from saccade.data.splits import check_two_classes
+from saccade.data.decode import DAMAGE, read_image, silence_pillow
+from saccade.data.splits import as_bytes, check_two_classes
 from saccade.errors import DataError, ImageError
 from saccade.types import Classes, MapTarget, Sample, TaskName
 
@@ -158,15 +157,14 @@ def read_values(path: Path, *, is_colour: bool) -> NDArray[Any]:
     """
     if not path.is_file():
         raise ImageError("there is no such mask", where=str(path), remedy="check the path")
+    silence_pillow()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(path.read_bytes())) as mask:
-                mask.load()
-                upright = ImageOps.exif_transpose(mask)
-                if is_colour:
-                    return _colours(np.asarray(upright.convert("RGB")))
-                return _numbers(upright, path)
+        with Image.open(io.BytesIO(path.read_bytes())) as mask:
+            mask.load()
+            upright = ImageOps.exif_transpose(mask)
+            if is_colour:
+                return _colours(np.asarray(upright.convert("RGB")))
+            return _numbers(upright, path)
     except Image.DecompressionBombError:
         raise ImageError("the mask has far more pixels than can be decoded", where=str(path)) from None
     except DAMAGE as error:
@@ -313,11 +311,15 @@ class MapDataset:
             raise size_error(item, size, (labels.shape[0], labels.shape[1]))
         return Sample(image, MapTarget(torch.from_numpy(labels)), str(item))
 
+    def select(self, indices: Sequence[int]) -> MapDataset:
+        """Some of the samples, as a data set of the same kind."""
+        return MapDataset([self.items[index] for index in indices], self.classes, self.root, self.licence)
+
     def fingerprint(self) -> str:
         """A SHA-256 over class names and the names and sizes in bytes of all files, with the meaning of the masks."""
-        digest = hashlib.sha256("\0".join(self.classes).encode())
+        digest = hashlib.sha256(as_bytes("\0".join(self.classes)))
         for item in self.items:
-            digest.update(f"{identity_of(item.image, self.root)}\0{item.map.identity(self.root)}\n".encode())
+            digest.update(as_bytes(f"{identity_of(item.image, self.root)}\0{item.map.identity(self.root)}\n"))
         return digest.hexdigest()
 
 

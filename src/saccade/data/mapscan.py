@@ -34,7 +34,7 @@ from saccade.data.maps import (
     read_values,
     size_error,
 )
-from saccade.data.splits import VALIDATION_SHARE, counted, split_by_hash
+from saccade.data.splits import BY_HASH, VALIDATION_SHARE, counted, split_by_hash
 from saccade.errors import DataError, ImageError
 from saccade.types import IGNORE, Classes
 
@@ -301,7 +301,7 @@ def hold_out(items: Sequence[ItemT], keys: Sequence[str]) -> tuple[dict[str, lis
     """Train and val of a source that has no splits, chosen by a hash of the keys, and the note about it."""
     halves = split_by_hash([(item, "") for item in items], keys)
     share = f"{VALIDATION_SHARE:.0%} of the pictures"
-    note = f"no splits: {share}, chosen by a hash of the file name, are held out as val"
+    note = f"no splits: {share}, {BY_HASH}, are held out as val"
     return {split: [item for item, _ in members] for split, members in halves.items() if members}, note
 
 

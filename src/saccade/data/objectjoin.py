@@ -18,6 +18,7 @@ from saccade.data.mapscan import hold_out
 from saccade.data.objects import AnnotatedImage, ObjectDataset
 from saccade.data.objectscan import Draft, Form, check, shown
 from saccade.data.splits import counted
+from saccade.data.walk import name_below
 from saccade.errors import DataError, nearest
 from saccade.types import Classes, TaskName
 
@@ -131,14 +132,10 @@ def _named(found: Found, root: Path) -> tuple[dict[str, list[Draft]], list[str]]
     """The pictures by split, a fifth held out where nobody said a split."""
     whole = found.splits.get(None)
     if whole and len(found.splits) == 1:
-        keys = [_key(draft.image.path, root) for draft in whole]
+        keys = [name_below(draft.image.path, root) for draft in whole]
         halves, note = hold_out(whole, keys)
         return halves, [note]
     return {split or "train": drafts for split, drafts in found.splits.items() if drafts}, []
-
-
-def _key(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def _classes(splits: Mapping[str, Sequence[AnnotatedImage]], listed: Classes | None) -> tuple[Classes, list[str]]:

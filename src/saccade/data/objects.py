@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from saccade.data.cocofile import Polygons, run_lengths, shape_mask
 from saccade.data.decode import read_image
 from saccade.data.maps import identity_of, read_values
+from saccade.data.splits import as_bytes
 from saccade.errors import DataError
 from saccade.types import BoxTarget, Classes, Masks, Sample, TaskName
 
@@ -181,9 +182,9 @@ class ObjectDataset:
 
     def fingerprint(self) -> str:
         """A SHA-256 over task, class names, names and sizes in bytes of the pictures, boxes, labels and outlines."""
-        digest = hashlib.sha256("\0".join([self.task, *self.classes]).encode())
+        digest = hashlib.sha256(as_bytes("\0".join([self.task, *self.classes])))
         for image in self.images:
-            digest.update(f"{identity_of(image.path, self.root)}\0{image.size}\n".encode())
+            digest.update(as_bytes(f"{identity_of(image.path, self.root)}\0{image.size}\n"))
             for thing in image.objects:
                 digest.update(struct.pack("<4dq?", *thing.box, self._ids[thing.name], thing.is_crowd))
                 if self.task == "instance":
@@ -196,7 +197,7 @@ def _shape_identity(shape: Shape | None, root: Path) -> bytes:
     if shape is None:
         return b"-"
     if isinstance(shape, NumberedPixels):
-        return f"{identity_of(shape.path, root)}\0{shape.value}".encode()
+        return as_bytes(f"{identity_of(shape.path, root)}\0{shape.value}")
     if isinstance(shape, list):
         numbers = [(len(part), sum(part), sum(part[::2]), part[0] if part else 0.0) for part in shape]
         return repr(numbers).encode()

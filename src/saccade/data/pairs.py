@@ -14,19 +14,19 @@ A mask belongs to the picture of the same name, its own suffix (``_mask``, ``_L`
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from saccade.data.classtable import read_class_table
 from saccade.data.dataset import Opened
-from saccade.data.decode import SUFFIXES
 from saccade.data.folder import read_licence
 from saccade.data.maps import MapDataset, MapItem, MaskFile
 from saccade.data.mapscan import Pair, hold_out, scan
 from saccade.data.splits import SPLIT_NAMES, counted
-from saccade.errors import DataError, nearest
+from saccade.data.tables import SPLIT_COLUMNS, known_split, read_header, read_table, with_slashes
+from saccade.data.walk import name_below, pictures_in, subfolders
+from saccade.errors import DataError
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "pictures", "photos")
 MASK_FOLDERS = (
@@ -43,7 +43,6 @@ _BESIDE_SUFFIXES = ("_labels", "_masks", "_annot", "_labelled", "labels", "masks
 
 _MASK_COLUMNS = ("mask", "mask_path", "label_map", "segmentation")
 _IMAGE_COLUMNS = ("image", "image_path", "path", "file", "filename", "file_name", "picture")
-_SPLIT_COLUMNS = ("split", "set", "subset", "fold")
 _SHOWN = 3
 
 
@@ -93,7 +92,7 @@ def open_pairs(source: Path, *, strict: bool = False) -> Opened:
     splits = {split: pairs for split, pairs in found.splits.items() if pairs}
     if None in splits and len(splits) == 1:
         pairs = splits[None]
-        named, note = hold_out(pairs, [_key(pair.image, root) for pair in pairs])
+        named, note = hold_out(pairs, [name_below(pair.image, root) for pair in pairs])
         notes.append(note)
     else:
         named = {split or "train": pairs for split, pairs in splits.items()}
@@ -106,10 +105,6 @@ def open_pairs(source: Path, *, strict: bool = False) -> Opened:
     }
     by = f", classes of {listed.file.name}" if listed else ""
     return Opened(f"pictures with masks, {found.layout}{by}", datasets, notes + told)
-
-
-def _key(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def _object_name(root: Path) -> str:
@@ -154,21 +149,11 @@ def _layout(root: Path) -> _Found | None:
     return None
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-
-
-def _pictures(folder: Path, *, is_deep: bool = True) -> list[Path]:
-    """Picture files of a folder, sorted by name; with ``is_deep`` also those of its sub-folders."""
-    paths = folder.rglob("*") if is_deep else folder.iterdir()
-    return sorted(p for p in paths if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
-
-
 def _folder_pair(root: Path) -> tuple[Path, Path] | None:
     """The folder of pictures and the folder of masks directly below ``root``."""
-    folders = {folder.name.lower(): folder for folder in _subfolders(root)}
+    folders = {folder.name.lower(): folder for folder in subfolders(root)}
     images = next((folders[name] for name in IMAGE_FOLDERS if name in folders), None)
-    masks = next((folders[name] for name in MASK_FOLDERS if name in folders and _pictures(folders[name])), None)
+    masks = next((folders[name] for name in MASK_FOLDERS if name in folders and pictures_in(folders[name])), None)
     return (images, masks) if images and masks else None
 
 
@@ -179,7 +164,7 @@ def _folders_below(root: Path) -> _Found | None:
         return None
     images, masks = (_by_key(folder, suffixes) for folder, suffixes in zip(folders, _SUFFIX_SETS, strict=True))
     found = _Found(f"{folders[0].name}/ and {folders[1].name}/", mask_folders=[folders[1]])
-    splits = {folder.name: SPLIT_NAMES.get(folder.name.lower()) for folder in _subfolders(folders[0])}
+    splits = {folder.name: SPLIT_NAMES.get(folder.name.lower()) for folder in subfolders(folders[0])}
     known = {name: split for name, split in splits.items() if split}
     if not known:
         found.add(None, images, masks)
@@ -215,12 +200,12 @@ def _splits_above(root: Path) -> _Found | None:
 
 def _splits_beside(root: Path) -> _Found | None:
     """``train`` and ``train_labels``."""
-    folders = {folder.name.lower(): folder for folder in _subfolders(root)}
+    folders = {folder.name.lower(): folder for folder in subfolders(root)}
     found = _Found("")
     for folder in _split_folders(root):
         names = (folder.name.lower() + suffix for suffix in _BESIDE_SUFFIXES)
         masks = next((folders[name] for name in names if name in folders), None)
-        if masks is not None and _pictures(masks):
+        if masks is not None and pictures_in(masks):
             found.mask_folders.append(masks)
             split = SPLIT_NAMES[folder.name.lower()]
             found.add(split, _by_key(folder, _IMAGE_SUFFIXES), _by_key(masks, MASK_SUFFIXES))
@@ -232,7 +217,7 @@ def _one_folder(root: Path) -> _Found | None:
     """``1.jpg`` and ``1_mask.png`` side by side."""
     found = _Found("masks beside the pictures")
     for folder, split in [(root, None), *((f, SPLIT_NAMES[f.name.lower()]) for f in _split_folders(root))]:
-        files = _pictures(folder, is_deep=False)
+        files = pictures_in(folder, is_deep=False)
         masks = {path for path in files if _without(path.stem, MASK_SUFFIXES) != path.stem}
         if not masks or len(masks) == len(files):
             continue
@@ -242,7 +227,7 @@ def _one_folder(root: Path) -> _Found | None:
 
 
 def _split_folders(root: Path) -> list[Path]:
-    return [folder for folder in _subfolders(root) if folder.name.lower() in SPLIT_NAMES]
+    return [folder for folder in subfolders(root) if folder.name.lower() in SPLIT_NAMES]
 
 
 _SUFFIX_SETS = (_IMAGE_SUFFIXES, MASK_SUFFIXES)
@@ -251,7 +236,7 @@ _SUFFIX_SETS = (_IMAGE_SUFFIXES, MASK_SUFFIXES)
 def _by_key(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """Pictures below a folder by their path without ending, and without the suffix where it is of a picture."""
     found: dict[str, Path] = {}
-    for path in _pictures(folder):
+    for path in pictures_in(folder):
         # The suffix of a mask is taken off only when the whole name matches nothing.
         stem = _without(path.stem, suffixes) if suffixes is _IMAGE_SUFFIXES else path.stem
         key = (path.parent.relative_to(folder) / stem).as_posix()
@@ -299,9 +284,8 @@ def _match(images: Mapping[str, Path], masks: Mapping[str, Path]) -> tuple[dict[
 
 def is_mask_table(path: Path) -> bool:
     """Whether a CSV table has a column of pictures and one of masks."""
-    with path.open(encoding="utf-8-sig", errors="replace") as stream:
-        header = [name.strip().lower() for name in stream.readline().replace(";", ",").replace("\t", ",").split(",")]
-    return bool(set(header) & set(_MASK_COLUMNS) and set(header) & set(_IMAGE_COLUMNS))
+    header = {name.lower() for name in read_header(path)}
+    return bool(header & set(_MASK_COLUMNS) and header & set(_IMAGE_COLUMNS))
 
 
 def _mask_table(root: Path) -> Path | None:
@@ -329,27 +313,15 @@ def _read_table(table: Path) -> _Found:
 
 def _rows(table: Path) -> Iterator[tuple[str, Path, Path | None, str | None]]:
     """Where it stands, picture, mask (None: empty) and split of every line."""
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError("the table is not UTF-8", where=str(table), remedy="save it as CSV UTF-8") from error
-    header = text.partition("\n")[0]
-    reader = csv.reader(text.splitlines(), delimiter=max(",;\t", key=header.count))
-    names = [name.strip().lower() for name in next(reader, [])]
-    places = [
-        next((names.index(name) for name in choices if name in names), None)
-        for choices in (_IMAGE_COLUMNS, _MASK_COLUMNS, _SPLIT_COLUMNS)
+    names, rows = read_table(table)
+    folded = {name.lower(): name for name in reversed(names)}
+    columns = [
+        next((folded[name] for name in choices if name in folded), None)
+        for choices in (_IMAGE_COLUMNS, _MASK_COLUMNS, SPLIT_COLUMNS)
     ]
-    for row in reader:
-        if not any(row):
-            continue
-        where = f"{table}:{reader.line_num}"
-        image, mask, word = (row[p].strip() if p is not None and p < len(row) else "" for p in places)
+    for where, cells in rows:
+        image, mask, word = (with_slashes(cells[column]) if column else "" for column in columns)
         if not image:
             raise DataError("the image is empty", where=where, remedy="fill it in or delete the row")
-        split = SPLIT_NAMES.get(word.lower())
-        if word and split is None:
-            near = nearest(word, SPLIT_NAMES)
-            remedy = f"did you mean {near!r}?" if near else None
-            raise DataError(f"unknown split {word!r}", where=where, expected="train, val or test", remedy=remedy)
+        split = known_split(word, columns[2], where)
         yield where, table.parent / image, table.parent / mask if mask else None, split

@@ -42,7 +42,7 @@ class PictureBatch:
 
 
 class Pictures:
-    """The pictures of a data set as they are, in order: what segmenters are evaluated on, whatever their sizes.
+    """The pictures of a data set as they are, in order: what segmenters and detectors are evaluated on.
 
     Reading runs ahead in threads (decoders let go of the interpreter), never by more than ``_AHEAD`` batches.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from saccade.data.box_table import is_box_folder, is_box_table, open_boxes
 from saccade.data.caption_files import is_caption_file
 from saccade.data.caption_folder import is_caption_folder, open_captions
 from saccade.data.coco import has_coco_annotations, is_coco_folder, open_coco, read_coco_source
-from saccade.data.dataset import Dataset, Opened
+from saccade.data.dataset import Dataset, Opened, union
 from saccade.data.decode import SUFFIXES
 from saccade.data.folder import open_folder
 from saccade.data.idx import find_idx, open_idx
@@ -20,15 +20,19 @@ from saccade.data.labelme import is_labelme_folder, open_labelme
 from saccade.data.numbered import open_numbered
 from saccade.data.objects_coco import has_outlines, open_coco_objects
 from saccade.data.pairs import is_mask_table, is_pair_folder, open_pairs
-from saccade.data.splits import counted
+from saccade.data.splits import BY_HASH, counted
 from saccade.data.table import is_table_folder, open_table
+from saccade.data.validation import with_validation
 from saccade.data.voc import is_voc_folder, open_voc
 from saccade.data.voc_xml import is_voc_xml_folder, open_voc_xml
 from saccade.data.wrap import open_object
 from saccade.data.yolo import is_yolo_folder, open_yolo
 from saccade.errors import DataError, UnknownNameError, nearest
-from saccade.types import Classes, TaskName
+from saccade.types import TASK_SYNONYMS, Classes, TaskName
 from saccade.types.attributes import AttributeTable
+
+ALL = "all"
+"""In the place of a split: the pictures of every split."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class DataSource:
         notes: what the user should know: splits that do not agree, pictures left out, a split made by us.
         name: the path or name the data was opened by.
         attributes: what describes the classes, where the data says so.
+        is_one_object: whether it is one data set object whose split nobody named, though it is called ``train`` here;
+            who hands such a one to a verb means it, and not a part of it.
     """
 
     splits: Mapping[str, Dataset]
@@ -50,22 +56,49 @@ class DataSource:
     name: str
     notes: list[str] = field(default_factory=list)
     attributes: AttributeTable | None = None
+    is_one_object: bool = False
 
     def split(self, name: str) -> Dataset:
-        """One split.
+        """One split, or with ``all`` the pictures of every split.
 
         Raises:
             DataError: naming the splits there are.
         """
         if name not in self.splits:
-            there = ", ".join(self.splits)
+            if name == ALL:
+                return union(list(self.splits.values()))
+            there = ", ".join((*self.splits, ALL))
             raise DataError(f"there is no split {name!r}", where=self.name, expected=f"one of: {there}")
         return self.splits[name]
 
     @property
     def held_out(self) -> str:
-        """The split to evaluate on: ``val`` where there is one, else ``test``, else the only one there is."""
-        return next((name for name in ("val", "test") if name in self.splits), next(iter(self.splits)))
+        """The split that may choose a model: ``val`` where there is one, else ``test``, else the object handed over.
+
+        Raises:
+            DataError: where there are training pictures alone, which say nothing of other pictures.
+        """
+        found = next((name for name in ("val", "test") if name in self.splits), None)
+        if found is None and self.is_one_object:
+            return next(iter(self.splits))
+        if found is None:
+            raise DataError(
+                "there are only training pictures, and a figure on those says nothing of others",
+                where=self.name,
+                expected="a split val or test",
+                remedy="add pictures, or ask for the split train",
+            )
+        return found
+
+    @property
+    def scored(self) -> str:
+        """The split that a model is scored on: ``test`` where there is one, because ``val`` has chosen the model."""
+        return "test" if "test" in self.splits else self.held_out
+
+    @property
+    def is_split_by_hash(self) -> bool:
+        """Whether the source had no splits, so that a part of it was held out by a hash of the names."""
+        return any(BY_HASH in note for note in self.notes)
 
     @property
     def task(self) -> TaskName:
@@ -102,15 +135,16 @@ def _open(source: Any, task: TaskName | None, strict: bool) -> DataSource:
     if isinstance(source, DataSource):
         return source
     if not isinstance(source, str | Path):
-        return _source(open_object(source, strict=strict), type(source).__name__)
+        handed = _source(open_object(source, strict=strict), type(source).__name__)
+        return replace(handed, is_one_object=not isinstance(source, Mapping))
     path = Path(source).expanduser()
     if not str(source).strip() or not path.exists():
         if str(source) in embedded.names():
             return _source(embedded.open_embedded(str(source)), str(source))
         raise _missing(str(source))
-    if path.is_file():
-        return _source(_open_file(path, task, strict), str(path))
-    return _source(_open_folder(path, task, strict), str(path))
+    opened = _open_file(path, task, strict) if path.is_file() else _open_folder(path, task, strict)
+    splits, notes = with_validation(opened.splits)
+    return _source(opened._replace(splits=splits, notes=[*opened.notes, *notes]), str(path))
 
 
 def _open_file(path: Path, task: TaskName | None, strict: bool) -> Opened:
@@ -185,11 +219,13 @@ def _open_masks(source: Path, task: TaskName | None, strict: bool) -> Opened:
 
 
 def _open_coco(source: Path, task: TaskName | None, strict: bool) -> Opened:
-    """As label maps where there are outlines and nobody wants anything else."""
+    """As objects, which the format is made for; as label maps where somebody wants them, or the file is panoptic."""
     read = read_coco_source(source)
-    is_boxes_alone = not has_outlines(read) and any(file.annotations for _, file in read.files)
-    if task in _OBJECTS or (task is None and is_boxes_alone):
-        return open_coco_objects(source, task, strict=strict, read=read)
+    has_objects = not any(file.panoptic for _, file in read.files) and any(file.annotations for _, file in read.files)
+    if task in _OBJECTS or (task is None and has_objects):
+        opened = open_coco_objects(source, task, strict=strict, read=read)
+        told = ["the outlines can be painted as label maps too: --task semantic"]
+        return opened._replace(notes=[*opened.notes, *told]) if task is None and has_outlines(read) else opened
     return open_coco(source, strict=strict, read=read)
 
 
@@ -253,17 +289,17 @@ def _nothing_annotated(path: Path, task: TaskName | None) -> DataError:
 
 
 def as_task(name: str | None) -> TaskName | None:
-    """A task by the name that a user gave; None stays None.
+    """A task by the name that a user gave it (``segmentation`` is ``semantic``); None stays None.
 
     Raises:
         UnknownNameError: no data is for such a task.
     """
     for task in _TARGETS:
-        if name == task:
+        if name == task or TASK_SYNONYMS.get(str(name)) == task:
             return task
     if name is None:
         return None
-    raise UnknownNameError("task", name, _TARGETS)
+    raise UnknownNameError("task", name, [*_TARGETS, *TASK_SYNONYMS])
 
 
 def _of_task(data: DataSource, task: TaskName | None) -> DataSource:

@@ -29,6 +29,9 @@ SPLIT_NAMES = {
 VALIDATION_SHARE = 0.2
 """Share of each class that a source without splits gives to validation."""
 
+BY_HASH = "chosen by a hash of the file name"
+"""In every note about a split that is ours and not the source's; ``DataSource.is_split_by_hash`` looks for it."""
+
 
 @dataclass(frozen=True)
 class Joined(Generic[ItemT]):
@@ -116,9 +119,14 @@ def check_two_classes(classes: Classes, where: str) -> None:
         raise DataError(found, where=where, expected="at least two", remedy="add a folder or a label for another class")
 
 
+def as_bytes(text: str) -> bytes:
+    """Text for a digest: UTF-8, and of names of files that are none the bytes that the system gave."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def told_split() -> str:
     """What ``split_by_hash`` does, in words for the notes."""
-    return f"{VALIDATION_SHARE:.0%} of each class, chosen by a hash of the file name, is held out as val"
+    return f"{VALIDATION_SHARE:.0%} of each class, {BY_HASH}, is held out as val"
 
 
 def split_by_hash(items: Sequence[tuple[ItemT, str]], keys: Sequence[str]) -> dict[str, list[tuple[ItemT, str]]]:
@@ -136,7 +144,7 @@ def split_by_hash(items: Sequence[tuple[ItemT, str]], keys: Sequence[str]) -> di
         by_class.setdefault(name, []).append((key, item))
     splits: dict[str, list[tuple[ItemT, str]]] = {"train": [], "val": []}
     for name in sorted(by_class):
-        members = sorted(by_class[name], key=lambda member: hashlib.sha256(member[0].encode()).hexdigest())
+        members = sorted(by_class[name], key=lambda member: hashlib.sha256(as_bytes(member[0])).hexdigest())
         held_out = min(max(round(len(members) * VALIDATION_SHARE), 1), len(members) - 1)
         for split, chosen in (("val", members[:held_out]), ("train", members[held_out:])):
             splits[split] += [(item, name) for _, item in sorted(chosen, key=lambda member: member[0])]

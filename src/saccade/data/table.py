@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +10,13 @@ from saccade.data.dataset import FileDataset, LabelledFile, Opened
 from saccade.data.folder import read_licence
 from saccade.data.idx import read_class_names
 from saccade.data.splits import SPLIT_NAMES, join_by_name, split_by_hash, told_split
+from saccade.data.tables import SPLIT_COLUMNS, known_split, read_header, read_table, with_slashes
+from saccade.data.walk import name_below
 from saccade.errors import DataError, nearest
 from saccade.types import Classes
 
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
 _LABEL_COLUMNS = ("label", "class", "class_name", "category", "target")
-_SPLIT_COLUMNS = ("split", "set", "subset", "fold")
 
 
 class _Row(NamedTuple):
@@ -75,9 +75,7 @@ def open_table(source: Path, *, strict: bool = False) -> Opened:
             splits.setdefault(row.split, []).append((row, name))
         told = f"CSV of path,label with splits {', '.join(splits)}"
     else:
-        keys = [
-            row.path.relative_to(root).as_posix() if row.path.is_relative_to(root) else str(row.path) for row in rows
-        ]
+        keys = [name_below(row.path, root) for row in rows]
         splits = split_by_hash(labelled, keys) if rows else {}
         notes.append(f"no split column: {told_split()}")
         told = "CSV of path,label without splits"
@@ -90,28 +88,8 @@ def open_table(source: Path, *, strict: bool = False) -> Opened:
     return Opened(told, datasets, notes + joined.notes)
 
 
-def _lines(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
-    """Column names, and (line number, row) pairs."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError("the table is not UTF-8", where=str(path), remedy="save it as CSV UTF-8") from error
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
-    names = [name.strip() for name in reader.fieldnames or []]
-    reader.fieldnames = names
-
-    def rows() -> Iterator[tuple[int, dict[str, str]]]:
-        for row in reader:
-            yield reader.line_num, {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}
-
-    return names, rows()
-
-
 def _columns(path: Path) -> _Columns | None:
-    names, _ = _lines(path)
-    folded = {name.lower(): name for name in names}
+    folded = {name.lower(): name for name in read_header(path)}
 
     def first(choices: tuple[str, ...]) -> str | None:
         return next((folded[choice] for choice in choices if choice in folded), None)
@@ -119,29 +97,21 @@ def _columns(path: Path) -> _Columns | None:
     path_column, label_column = first(_PATH_COLUMNS), first(_LABEL_COLUMNS)
     if path_column is None or label_column is None:
         return None
-    return _Columns(path_column, label_column, first(_SPLIT_COLUMNS))
+    return _Columns(path_column, label_column, first(SPLIT_COLUMNS))
 
 
 def _rows(path: Path, split: str | None) -> Iterator[_Row]:
     columns = _columns(path)
-    names, lines = _lines(path)
+    names, rows = read_table(path)
     if columns is None:
         got = ", ".join(names) or "nothing"
         raise DataError(f"the columns are {got}", where=str(path), expected="path and label (and split, if you like)")
-    for number, line in lines:
-        where = f"{path}:{number}"
+    for where, cells in rows:
         for column in (columns.path, columns.label):
-            if not line[column]:
+            if not cells[column]:
                 raise DataError(f"the {column} is empty", where=where, remedy="fill it in or delete the row")
-        said = split
-        if columns.split and line[columns.split]:
-            word = line[columns.split]
-            said = SPLIT_NAMES.get(word.lower())
-            if said is None:
-                near = nearest(word, SPLIT_NAMES)
-                remedy = f"did you mean {near!r}?" if near else None
-                raise DataError(f"unknown split {word!r}", where=where, expected="train, val or test", remedy=remedy)
-        yield _Row(where, path.parent / line[columns.path], line[columns.label], said)
+        said = known_split(cells[columns.split], columns.split, where) if columns.split else None
+        yield _Row(where, path.parent / with_slashes(cells[columns.path]), cells[columns.label], said or split)
 
 
 def _existing(rows: list[_Row], where: str, strict: bool) -> tuple[list[_Row], list[str]]:

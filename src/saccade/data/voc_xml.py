@@ -26,6 +26,7 @@ from saccade.data.objectjoin import Found, absent, join, read_class_list
 from saccade.data.objects import AnnotatedImage, Box, ObjectAnnotation, plain_value
 from saccade.data.objectscan import Draft, Drafted, shown
 from saccade.data.splits import SPLIT_NAMES, counted
+from saccade.data.walk import pictures_in
 from saccade.errors import DataError
 from saccade.types import TaskName
 
@@ -137,12 +138,11 @@ def _groups(root: Path) -> dict[str | None, list[Path]]:
 def _pictures(root: Path) -> dict[str, list[Path]]:
     """Pictures below the folder by name and by name without ending, those of masks left aside."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-            parts = {part.lower() for part in path.relative_to(root).parts[:-1]}
-            if not any(part.startswith("segmentation") for part in parts):
-                for key in {path.name, path.stem}:
-                    found.setdefault(key, []).append(path)
+    for path in pictures_in(root):
+        parts = {part.lower() for part in path.relative_to(root).parts[:-1]}
+        if not any(part.startswith("segmentation") for part in parts):
+            for key in {path.name, path.stem}:
+                found.setdefault(key, []).append(path)
     return found
 
 

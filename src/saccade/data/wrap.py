@@ -24,7 +24,7 @@ from saccade.data.dataset import (
     subset,
 )
 from saccade.data.decode import read_image
-from saccade.data.splits import SPLIT_NAMES, check_two_classes, join_by_name
+from saccade.data.splits import SPLIT_NAMES, as_bytes, check_two_classes, join_by_name
 from saccade.errors import DataError, ImageError, InputError, SaccadeError
 from saccade.types import Classes, ClassTarget, Sample, TaskName
 
@@ -230,8 +230,8 @@ def _read(picture: Any, where: str) -> Tensor:
 
 
 def _digest(name: str, classes: Classes, labels: Tensor) -> str:
-    digest = hashlib.sha256(name.encode())
-    digest.update("\0".join(classes).encode())
+    digest = hashlib.sha256(as_bytes(name))
+    digest.update(as_bytes("\0".join(classes)))
     digest.update(labels.numpy().tobytes())
     return digest.hexdigest()
 

@@ -56,7 +56,7 @@ def write_scenes(
         out: folder to create.
         count: scenes in all; a fifth is for validation.
         size: height and width in pixels.
-        task: one of the six.
+        task: one of the six; ``semantic`` is ``segmentation``, ``zero_shot`` is ``captions``.
         seed: the same seed draws the same scenes.
         shortcut: class that a watermark betrays.
         shortcut_rate: share of its scenes that carry the watermark.
@@ -66,6 +66,7 @@ def write_scenes(
         ConfigError: too few scenes, or too small ones.
         DataError: a folder that exists already or cannot be written.
     """
+    task = {"semantic": "segmentation", "zero_shot": "captions"}.get(task, task)
     if task not in _WRITERS:
         raise UnknownNameError("task", task, _WRITERS)
     config = SceneConfig(
@@ -162,7 +163,7 @@ def _one_segmented(folder: Path, drawn: _Drawn, classes: Classes) -> dict[str, A
 
 
 def _one_detected(folder: Path, drawn: _Drawn, classes: Classes) -> dict[str, Any]:
-    masks = [run_lengths(thing.mask) for thing in drawn.scene.objects]
+    masks = [plain_run_lengths(thing.mask) for thing in drawn.scene.objects]
     return _save_image(folder, drawn) | {"masks": masks, "size": list(drawn.scene.image.shape[-2:])}
 
 
@@ -170,7 +171,7 @@ def _one_captioned(folder: Path, drawn: _Drawn, classes: Classes) -> dict[str, A
     return _save_image(folder, drawn)
 
 
-def run_lengths(mask: Tensor) -> dict[str, list[int]]:
+def plain_run_lengths(mask: Tensor) -> dict[str, list[int]]:
     """A mask ``[h, w]`` bool as COCO's uncompressed run lengths: column by column, starting with the zeros."""
     flat = mask.t().reshape(-1).to(torch.int8)
     changes = torch.nonzero(flat.diff(prepend=torch.zeros(1, dtype=torch.int8)))[:, 0].tolist()

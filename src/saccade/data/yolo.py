@@ -24,6 +24,7 @@ from saccade.data.objectjoin import Found, class_list, join
 from saccade.data.objects import AnnotatedImage, ObjectAnnotation, polygon_box
 from saccade.data.objectscan import Draft, Drafted, shown
 from saccade.data.splits import SPLIT_NAMES, counted
+from saccade.data.walk import pictures_in
 from saccade.errors import DataError, ImageError
 from saccade.types import Classes, TaskName
 
@@ -43,11 +44,13 @@ class _Listed(NamedTuple):
         splits: split (None: nobody said) -> pictures.
         classes: the classes, where they are listed.
         told: where that is from, in words.
+        roots: the folders that the pictures are named from.
     """
 
     splits: dict[str | None, list[Path]]
     classes: Classes | None
     told: str
+    roots: tuple[Path, ...]
 
 
 def is_yolo_folder(root: Path) -> bool:
@@ -73,18 +76,25 @@ def open_yolo(source: Path, task: TaskName | None = None, *, strict: bool = Fals
 
     Raises:
         DataError: lines that are no numbers, numbers that are no shares, classes that are not listed, key points, no
-            pictures, faults of the objects that cannot be mended; with ``strict`` everything that would be told.
+            pictures, no text for any of them, faults of the objects that cannot be mended; with ``strict`` everything
+            that would be told.
     """
     yaml_file = source if source.is_file() else _yaml_file(source)
     root = source.parent if source.is_file() else source
-    listed = _read_yaml(yaml_file) if yaml_file else _Listed(_folders(root), _read_names(root), "")
+    listed = _read_yaml(yaml_file) if yaml_file else _Listed(_folders(root), _read_names(root), "", (root,))
     if not any(listed.splits.values()):
         where = str(yaml_file or root)
         raise DataError("there are no pictures where the data should be", where=where, expected="images/ and labels/")
     named = [split for split in listed.splits if split]
     told = f"YOLO text{listed.told}" + (f" with splits {', '.join(named)}" if named else " without splits")
     found = Found(told, "cxcywh", classes=listed.classes)
-    lines = {path: _lines(label_file(path)) for paths in listed.splits.values() for path in paths}
+    texts = {path: label_file(path, listed.roots) for paths in listed.splits.values() for path in paths}
+    bare = [path.name for path, text in texts.items() if not text.is_file()]
+    if len(bare) == len(texts):
+        picture, text = next(iter(texts.items()))
+        told = f"none of the {counted(len(texts), 'picture')} has a text file"
+        raise DataError(told, where=str(yaml_file or root), expected=f"{text} for {picture}")
+    lines = {path: _lines(text) for path, text in texts.items()}
     _check_lines(lines, listed.classes, str(root))
     if listed.classes is None:
         highest = max((line.label for found in lines.values() for line in found), default=-1)
@@ -94,7 +104,6 @@ def open_yolo(source: Path, task: TaskName | None = None, *, strict: bool = Fals
     sizes = _sizes(list(lines))
     for split, paths in listed.splits.items():
         found.splits[split] = [_draft(path, lines[path], sizes[path], found.classes) for path in paths]
-    bare = [path.name for path in lines if not label_file(path).is_file()]
     if bare:
         found.notes.append(f"{counted(len(bare), 'picture')} without a text file: background only: {shown(bare)}")
     return join(found, root, str(source), task, strict)
@@ -103,10 +112,20 @@ def open_yolo(source: Path, task: TaskName | None = None, *, strict: bool = Fals
 # --- where things are
 
 
-def label_file(picture: Path) -> Path:
-    """The text of a picture: in ``labels`` where the picture is in ``images``, else beside it."""
+def label_file(picture: Path, roots: Sequence[Path]) -> Path:
+    """The text of a picture: in ``labels`` where the picture is in ``images``, else beside it.
+
+    Args:
+        picture: its path.
+        roots: the folders that the pictures of the data set are named from. What lies above them is the user's affair
+            and may well be called ``images``; of a picture that lies in none of them every folder counts.
+    """
+    # Made absolute without following links, which may lead out of the data.
+    whole = Path(os.path.normpath(picture.absolute())).parts
+    tops = [Path(os.path.normpath(root.absolute())).parts for root in roots]
+    below = max((len(whole) - len(top) for top in tops if whole[: len(top)] == top), default=len(picture.parts))
     parts = list(picture.parts)
-    for place in range(len(parts) - 2, -1, -1):
+    for place in range(len(parts) - 2, max(len(parts) - below, 0) - 1, -1):
         if parts[place].lower() == "images":
             parts[place] = "labels"
             return Path(*parts).with_suffix(".txt")
@@ -123,10 +142,6 @@ def _yaml_file(root: Path) -> Path | None:
     return None
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-
-
 def _folders(root: Path) -> dict[str | None, list[Path]]:
     """The pictures by split, from the names of folders; nothing where no text belongs to them."""
     folders = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
@@ -138,11 +153,11 @@ def _folders(root: Path) -> dict[str | None, list[Path]]:
             split = SPLIT_NAMES.get(path.name.lower())
             if path.is_dir() and split:
                 inside = path / "images"
-                splits.setdefault(split, []).extend(_pictures(inside if inside.is_dir() else path))
+                splits.setdefault(split, []).extend(pictures_in(inside if inside.is_dir() else path))
         if splits:
             return splits
     home = folders.get("images", root)
-    pictures = _pictures(home) if home != root else sorted(p for p in root.iterdir() if p.suffix.lower() in SUFFIXES)
+    pictures = pictures_in(home) if home != root else sorted(p for p in root.iterdir() if p.suffix.lower() in SUFFIXES)
     return {None: pictures} if pictures else {}
 
 
@@ -180,7 +195,7 @@ def _read_yaml(path: Path) -> _Listed:
     for word, split in SPLIT_NAMES.items():
         if content.get(word):
             splits.setdefault(split, []).extend(_yaml_pictures(content[word], base, path))
-    return _Listed(splits, class_list(_yaml_names(content["names"], path), path), f", {path.name}")
+    return _Listed(splits, class_list(_yaml_names(content["names"], path), path), f", {path.name}", (base, path.parent))
 
 
 def _yaml_names(names: Any, path: Path) -> list[str]:
@@ -211,7 +226,7 @@ def _yaml_pictures(said: Any, base: Path, path: Path) -> list[Path]:
             lines = place.read_text(encoding="utf-8-sig", errors="replace").splitlines()
             pictures += [place.parent / line.strip() for line in lines if line.strip()]
         else:
-            pictures += _pictures(place)
+            pictures += pictures_in(place)
     return pictures
 
 

@@ -24,7 +24,7 @@ from saccade.errors import UnknownNameError
 from saccade.models.base import ModelConfig
 from saccade.models.build import find_config
 from saccade.registry import names
-from saccade.types import ImageBatch
+from saccade.types import TASK_SYNONYMS, ImageBatch
 
 COUNTS = Path(__file__).parents[1] / "assets" / "model_counts.json"
 """Parameters and operations by the digest of a config."""
@@ -58,13 +58,17 @@ class Entry:
 def catalog(task: str | None = None) -> list[Entry]:
     """The registered models, those for tests left out.
 
+    Args:
+        task: only those for this task; ``segmentation`` is ``semantic``, ``captions`` are ``zero_shot``.
+
     Raises:
         UnknownNameError: where no model has such a task.
     """
     configs = listed()
+    task = TASK_SYNONYMS.get(task, task) if task is not None else None
     tasks = sorted({config.task for config in configs.values()})
     if task is not None and task not in tasks:
-        raise UnknownNameError("task", task, tasks)
+        raise UnknownNameError("task", task, [*tasks, *TASK_SYNONYMS])
     known = json.loads(COUNTS.read_text(encoding="utf-8"))
     entries = []
     for name, config in configs.items():

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import saccade
 from saccade import registry
-from saccade.atomic import whole_file
+from saccade.atomic import plain_json, whole_file
 from saccade.config import from_dict, to_dict
 from saccade.errors import ConfigError, WeightsError, nearest
 from saccade.models.base import ModelConfig, VisionModel
@@ -84,13 +84,17 @@ def save_model(
     Raises:
         RunError: where the file cannot be written; an older file of that name is left as it was.
     """
-    about = ModelHeader(name, metrics or {}, data or {}, licences or {})
+    about = ModelHeader(name, plain_json(metrics or {}), data or {}, licences or {})
     header = {**describe_model(model), **about.__dict__}
     write_container(path, model.state_dict(), header, "model")
 
 
-def load_model(path: str | Path) -> VisionModel[Any, Any, Any]:
-    """Rebuild a model from its file, in evaluation mode on the CPU.
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> VisionModel[Any, Any, Any]:
+    """Rebuild a model from its file, in evaluation mode.
+
+    Args:
+        path: the file.
+        device: where the model shall live, as torch names it.
 
     Raises:
         WeightsError: where the file is missing, truncated, altered, or not one of ours.
@@ -100,7 +104,7 @@ def load_model(path: str | Path) -> VisionModel[Any, Any, Any]:
     with torch.random.fork_rng(devices=[]):
         model = build_described(header, where=str(path))
     load_weights(model, tensors, where=str(path))
-    return model.eval()
+    return model.to(device).eval()
 
 
 def read_header(path: str | Path) -> ModelHeader:
@@ -185,12 +189,26 @@ def write_container(path: str | Path, tensors: Mapping[str, Tensor], header: Map
     stored = _independent(tensors)
     content = {**header, "format": FORMAT, "kind": kind}
     content["digest"] = _digest(stored, content)
+    save_tensors(path, stored, {_KEY: json.dumps(content, sort_keys=True)})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that appears whole or not at all.
+
+    Args:
+        path: where.
+        tensors: contiguous, on the CPU, no two sharing memory.
+        about: the words in its header.
+
+    Raises:
+        RunError: where the file cannot be written; an older file of that name is left as it was.
+    """
     with whole_file(path) as temporary:
         # safetensors makes its files readable for their owner alone; these get the permissions any new file gets here.
         temporary.touch()
         mode = temporary.stat().st_mode
         try:
-            save_file(stored, temporary, metadata={_KEY: json.dumps(content, sort_keys=True)})
+            save_file(dict(tensors), temporary, metadata=None if about is None else dict(about))
         except SafetensorError as error:  # its word for what the operating system refused
             raise OSError(str(error)) from error
         temporary.chmod(mode)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,6 +32,10 @@ from saccade.tasks.base import LEVEL
 from saccade.types import Classes, Prediction
 
 __all__ = ["EvaluateConfig", "Evaluation", "evaluate", "evaluate_split", "join_classes", "score_batches"]
+
+
+MOST_AS_THEY_ARE = 8
+"""Pictures of any size that are taken at once."""
 
 
 def evaluate(model: VisionModel[Any, Any, Any], dataset: Dataset, config: EvaluateConfig | None = None) -> Evaluation:
@@ -73,18 +78,20 @@ def evaluate_split(
     Args:
         model: as for ``evaluate``.
         source: the data.
-        split: its name; the one that is held out where it is None.
+        split: its name, or ``all``; where it is None, ``test`` if there is one, else the one that is held out.
         config: as for ``evaluate``.
 
     Raises:
         DataError: as ``evaluate``, naming the source.
     """
-    dataset = source.split(split or source.held_out)
+    split = split or source.scored
+    dataset = source.split(split)
     try:
-        return dataset, evaluate(model, dataset, config)
+        evaluation = evaluate(model, dataset, config)
     except DataError as error:
         error.where = error.where or source.name
         raise
+    return dataset, replace(evaluation, settings={**evaluation.settings, "split": split})
 
 
 def check_task(model: VisionModel[Any, Any, Any], task: str, *, where: str | None = None) -> None:
@@ -138,10 +145,13 @@ def join_classes(model_classes: Classes, data_classes: Classes, *, where: str | 
 
 
 def held_out_batches(dataset: Dataset, model: VisionModel[Any, Any, Any], config: LoaderConfig) -> Loader | Pictures:
-    """The pictures of a data set in order, each once: ready for models that see them whole, as they are for others."""
+    """The pictures of a data set in order, each once: ready for models that see them whole, as they are for others.
+
+    Pictures as they are may be huge and are read ahead, so a batch size above ``MOST_AS_THEY_ARE`` is lowered to that.
+    """
     if model.task in {"classification", "zero_shot"}:
         return Loader(dataset, model.preprocess, config)
-    return Pictures(dataset, strict=config.strict)
+    return Pictures(dataset, min(config.batch_size, MOST_AS_THEY_ARE), strict=config.strict)
 
 
 def score_batches(

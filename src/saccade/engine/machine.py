@@ -25,6 +25,28 @@ measured on AVX-512 with bf16, transformers' steps of width 64, 128, 192 and 384
 fast."""
 
 
+def find_device(wanted: str | torch.device = "auto") -> torch.device:
+    """A device by the name that a user gave it; ``auto`` is a CUDA GPU where there is one, else the processor.
+
+    Raises:
+        ConfigError: no such device here, or no such name.
+    """
+    text = str(wanted)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text == "auto":
+        return torch.device("cuda" if count else "cpu")
+    kind, colon, number = text.partition(":")
+    if text != "cpu" and (kind != "cuda" or (colon and not number.isdecimal())):
+        raise ConfigError(f"{text!r} is no device", where="device", expected="auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(number or 0) >= count:
+        if not count:
+            remedy = "use auto or cpu; a torch built for CUDA and a driver are what a GPU needs"
+            raise ConfigError("there is no CUDA device", where="device", remedy=remedy)
+        last = f"cuda:0 to cuda:{count - 1}" if count > 1 else "cuda:0"
+        raise ConfigError(f"there is no device {text}", where="device", expected=last)
+    return torch.device(text)
+
+
 def build_fabric(config: TrainConfig, width: int) -> tuple[Fabric, str]:
     """Fabric for this process, or for all processes of a ``torchrun``; and why its precision is what it is.
 
@@ -32,9 +54,7 @@ def build_fabric(config: TrainConfig, width: int) -> tuple[Fabric, str]:
         config: device and precision.
         width: of the model, as ``matrix_width`` measures it.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("there is no CUDA device", where="device", remedy="use device=auto or device=cpu")
-    device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = find_device(config.device).type
     precision, reason = choose_precision(config.precision, torch.device(device), width)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if num_processes == 1:

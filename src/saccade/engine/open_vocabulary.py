@@ -81,8 +81,11 @@ class PromptSegmenter:
 
     def stream(self, images: Iterable[ImageSource]) -> Iterator[Segmentation]:
         """A label map for each picture, one after the other."""
-        for image in images:
-            yield self(read_image(image))
+        return self.stream_pictures(read_image(image) for image in images)
+
+    def stream_pictures(self, pictures: Iterable[Tensor]) -> Iterator[Segmentation]:
+        """The same for pictures ``[3, h, w]`` uint8 that somebody else has read."""
+        return map(self, pictures)
 
     def __call__(self, picture: Tensor) -> Segmentation:
         """The likeliest prompt of every pixel of a picture ``[3, h, w]`` uint8."""
@@ -153,8 +156,11 @@ class PromptDetector:
 
     def stream(self, images: Iterable[ImageSource]) -> Iterator[Detections]:
         """The objects of each picture, one after the other."""
-        for image in images:
-            yield self(read_image(image))
+        return self.stream_pictures(read_image(image) for image in images)
+
+    def stream_pictures(self, pictures: Iterable[Tensor]) -> Iterator[Detections]:
+        """The same for pictures ``[3, h, w]`` uint8 that somebody else has read."""
+        return map(self, pictures)
 
     def __call__(self, picture: Tensor) -> Detections:
         """The objects of a picture ``[3, h, w]`` uint8."""

@@ -22,13 +22,14 @@ from saccade.config import Config
 from saccade.data.decode import ImageSource, read_image
 from saccade.engine.detect import AT_ONCE, detect_pictures
 from saccade.engine.fast import Candidate, candidates
+from saccade.engine.modes import evaluating
 from saccade.engine.segment import segment_pictures
 from saccade.errors import ConfigError
 from saccade.models.base import VisionModel
 from saccade.models.detector import Detector
 from saccade.models.segmenter import Segmenter
 from saccade.tasks import TASKS
-from saccade.types import ImageBatch, Prediction
+from saccade.types import Classification, Embedding, ImageBatch, Prediction
 
 NUM_CHECKED = 16
 Ready = ImageBatch | Sequence[Tensor]
@@ -92,7 +93,7 @@ class Predictor:
     """
 
     def __init__(self, model: VisionModel[Any, Any, Any], config: PredictConfig | None = None) -> None:
-        self.model = model.eval()
+        self.model = model
         self.config = config or PredictConfig()
         self.plan: Plan | None = None
         self._runner = Candidate("float32, as written", self.model)
@@ -115,14 +116,21 @@ class Predictor:
         Raises:
             ImageError: naming the first picture that cannot be read.
         """
-        for chunk in self._chunks(read_image(image) for image in images):
-            # A short list is done before a faster copy would have paid for itself.
-            if self.plan is None and self.config.speed == "auto" and sum(map(self._worth, chunk)) >= 1:
-                yield from self._choose(chunk)
-            else:
-                yield from run(self._runner, self.model, ready(self.model, chunk))
+        return self.stream_pictures(read_image(image) for image in images)
 
-    def _chunks(self, pictures: Iterator[Tensor]) -> Iterator[list[Tensor]]:
+    def stream_pictures(self, pictures: Iterable[Tensor]) -> Iterator[Prediction]:
+        """Predictions for pictures ``[3, h, w]`` uint8 that somebody else has read, one after the other."""
+        for chunk in self._chunks(pictures):
+            # Never across a yield: between two predictions the model is as its owner has it.
+            with evaluating(self.model):
+                # A short list is done before a faster copy would have paid for itself.
+                if self.plan is None and self.config.speed == "auto" and sum(map(self._worth, chunk)) >= 1:
+                    predictions = self._choose(chunk)
+                else:
+                    predictions = run(self._runner, self.model, ready(self.model, chunk))
+            yield from predictions
+
+    def _chunks(self, pictures: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         """Pictures in lists of ``batch_size``; where they may be huge, no more than so many pixels."""
         most = math.inf if self.model.task == "classification" else PIXELS_AT_ONCE
         chunk: list[Tensor] = []
@@ -197,8 +205,15 @@ def run(candidate: Candidate, model: VisionModel[Any, Any, Any], pictures: Ready
             predictions += segment_pictures(model, pictures, forward)
             return predictions
         for part in _parts(pictures, candidate.chunk):
-            predictions += model.postprocess(forward(part), part)
+            predictions += [_on_cpu(one) for one in model.postprocess(forward(part), part)]
         return predictions
+
+
+def _on_cpu(prediction: Prediction) -> Prediction:
+    """The same prediction where callers expect every answer, wherever the model lives."""
+    if isinstance(prediction, Classification):
+        return replace(prediction, scores=prediction.scores.cpu())
+    return prediction.to("cpu") if isinstance(prediction, Embedding) else prediction
 
 
 def _parts(batch: ImageBatch, size: int) -> Iterator[ImageBatch]:
@@ -225,6 +240,6 @@ def _seconds(candidate: Candidate, model: VisionModel[Any, Any, Any], pictures: 
         start = time.perf_counter()
         run(candidate, model, pictures)
         if next(model.parameters()).is_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(next(model.parameters()).device)
         times.append(time.perf_counter() - start)
     return min(times)

@@ -10,7 +10,6 @@ N pictures · Q questions · D width of the vectors
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from saccade.atomic import whole_file
 from saccade.data.decode import SUFFIXES, ImageSource, read_image
-from saccade.engine.checkpoint import weights_digest
+from saccade.data.walk import pictures_in
+from saccade.engine.checkpoint import save_tensors, weights_digest
 from saccade.engine.features import Embeds
 from saccade.engine.modes import evaluating
 from saccade.errors import ConfigError, DataError, ImageError, InputError, RunError
@@ -169,8 +167,7 @@ class PictureIndex:
             "names": torch.from_numpy(np.frombuffer(names, dtype=np.uint8).copy()),
         }
         path = index_path(self.folder, self.digest) if path is None else Path(path)
-        with whole_file(path) as temporary:
-            save_file(tensors, temporary, metadata={"saccade_index": _FORMAT, "digest": self.digest})
+        save_tensors(path, tensors, {"saccade_index": _FORMAT, "digest": self.digest})
         return path
 
     @classmethod
@@ -202,9 +199,19 @@ class PictureIndex:
 
 
 def open_index(
-    model: VisionModel[Any, Any, Any], folder: str | Path, *, dtype: Literal["float32", "float16"] = "float32"
+    model: VisionModel[Any, Any, Any],
+    folder: str | Path,
+    *,
+    dtype: Literal["float32", "float16"] = "float32",
+    leave_out: Path | None = None,
 ) -> tuple[PictureIndex, tuple[str, ...]]:
     """The index of a folder, brought up to date and written beside the pictures where anything changed.
+
+    Args:
+        model: any model whose pictures have vectors.
+        folder: holds the pictures.
+        dtype: how the vectors are kept.
+        leave_out: a folder in it whose pictures do not count: the one that results are written to.
 
     Returns:
         The index, and what the user should know, one sentence each.
@@ -213,15 +220,16 @@ def open_index(
     notes: list[str] = []
     digest = weights_digest(model)
     place = index_path(folder, digest)
-    known = None
+    known, kept = None, None
     if place.is_file():
         try:
-            known = PictureIndex.load(place, folder)
+            known, kept = PictureIndex.load(place, folder), _kept_dtype(place)
         except DataError as error:
             notes.append(f"{error}; made anew")
-    index = _brought_up_to_date(model, folder, digest, known)
+    index = _brought_up_to_date(model, folder, digest, known, leave_out)
     notes += [f"left out: {sentence}" for sentence in index.skipped]
-    if known is None or known.entries != index.entries:
+    # Vectors in 16 bits are near enough to stay where 32 are asked for; the other way the file is to become smaller.
+    if known is None or known.entries != index.entries or (dtype == "float16" and kept != dtype):
         try:
             index.save(place, dtype=dtype)
         except RunError as error:
@@ -230,9 +238,13 @@ def open_index(
 
 
 def _brought_up_to_date(
-    model: VisionModel[Any, Any, Any], folder: Path, digest: str, known: PictureIndex | None
+    model: VisionModel[Any, Any, Any],
+    folder: Path,
+    digest: str,
+    known: PictureIndex | None,
+    leave_out: Path | None = None,
 ) -> PictureIndex:
-    listed = list_pictures(folder)
+    listed = list_pictures(folder, leave_out=leave_out)
     old: dict[Entry, Tensor] = {}
     if known is not None and known.digest == digest:
         old = dict(zip(known.entries, known.vectors, strict=True))
@@ -247,13 +259,19 @@ def _brought_up_to_date(
     return PictureIndex(folder, digest, kept, vectors, tuple(skipped), len(made))
 
 
+def _kept_dtype(place: Path) -> str | None:
+    """How the vectors of an index are kept: ``float16`` or ``float32``."""
+    with safe_open(place, framework="pt") as file:
+        return {"F16": "float16", "F32": "float32"}.get(file.get_slice("vectors").get_dtype())
+
+
 def index_path(folder: Path, digest: str) -> Path:
     """Where the index of a folder lies; each model has its own."""
     return folder / f"saccade-index-{digest[:12]}.safetensors"
 
 
-def list_pictures(folder: Path) -> list[Entry]:
-    """The picture files of a folder and of the folders in it, by name; hidden ones are left out.
+def list_pictures(folder: Path, *, leave_out: Path | None = None) -> list[Entry]:
+    """The picture files of a folder and of the folders in it, by name; hidden ones and ``leave_out`` do not count.
 
     Raises:
         DataError: no such folder, or no picture in it.
@@ -262,13 +280,12 @@ def list_pictures(folder: Path) -> list[Entry]:
         what = "this is a file" if folder.exists() else "there is no such folder"
         raise DataError(what, where=str(folder), expected="a folder of pictures")
     found: list[Entry] = []
-    for place, names, files in os.walk(folder):
-        names[:] = [name for name in names if not name.startswith(".")]
-        inner = Path(place).relative_to(folder)
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                facts = Path(place, name).stat()
-                found.append(Entry((inner / name).as_posix(), facts.st_size, facts.st_mtime_ns))
+    for path in pictures_in(folder, leave_out=leave_out):
+        try:
+            facts = path.stat()
+        except OSError:
+            continue  # a link to nowhere, or deleted meanwhile
+        found.append(Entry(path.relative_to(folder).as_posix(), facts.st_size, facts.st_mtime_ns))
     if not found:
         expected = f"files ending in {', '.join(sorted(SUFFIXES))}"
         raise DataError("there is no picture in this folder", where=str(folder), expected=expected)

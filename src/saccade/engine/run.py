@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from saccade.atomic import unwritable, write_json
+from saccade.atomic import plain_json, unwritable, write_json
 from saccade.errors import RunError
 
 
@@ -136,25 +136,51 @@ class RunFolder:
             return
         try:
             with self.history.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(plain_json(line), allow_nan=False) + "\n")
         except OSError as error:
             raise unwritable(self.history, error) from error
 
-    def history_size(self) -> int:
-        """Bytes of the history so far."""
-        return self.history.stat().st_size if self.is_writer else 0
-
-    def cut_history(self, size: int) -> None:
-        """Drop what was written after the checkpoint; those steps are about to be taken again.
+    def settled_history(self) -> int:
+        """Bytes of the history so far; they are on the disk when this returns, as a checkpoint relies on them.
 
         Raises:
-            RunError: where the history is shorter than it was at the checkpoint.
+            RunError: where it is gone, or cannot be written.
         """
         if not self.is_writer:
-            return
-        if not self.history.is_file() or self.history_size() < size:
-            raise RunError("the history was shortened since the checkpoint", where=str(self.history))
-        os.truncate(self.history, size)
+            return 0
+        try:
+            with self.history.open("ab") as file:
+                os.fsync(file.fileno())
+                return file.tell()
+        except OSError as error:
+            raise unwritable(self.history, error) from error
+
+    def cut_history(self, size: int) -> str | None:
+        """Drop what was written after the checkpoint; those steps are about to be taken again.
+
+        A history that is shorter than it was keeps its whole lines: nothing of the training depends on it.
+
+        Args:
+            size: bytes that it had at the checkpoint.
+
+        Returns:
+            What to tell of a history that was shortened.
+
+        Raises:
+            RunError: where it cannot be written.
+        """
+        if not self.is_writer:
+            return None
+        try:
+            content = self.history.read_bytes() if self.history.is_file() else b""
+            if len(content) >= size:
+                os.truncate(self.history, size)
+                return None
+            whole = content[: content.rfind(b"\n") + 1]
+            self.history.write_bytes(whole)
+        except OSError as error:
+            raise unwritable(self.history, error) from error
+        return f"{self.history} was shortened since the checkpoint ({size:,} bytes then): its curves have a gap"
 
 
 @contextmanager

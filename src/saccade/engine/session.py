@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ import saccade
 from saccade.config import to_dict
 from saccade.data.loader import Batch
 from saccade.data.source import DataSource
-from saccade.engine.board import draw, open_board
+from saccade.engine.board import check_board, draw, open_board
 from saccade.engine.checkpoint import describe_model, load_state, load_weights, save_model, save_state
 from saccade.engine.contrastive import ContrastivePass
 from saccade.engine.evaluate import score_batches
@@ -31,7 +32,7 @@ from saccade.engine.optim import MovingAverage, build_optimizer, parameter_group
 from saccade.engine.plan import StepRecord, TrainConfig
 from saccade.engine.run import RunFolder
 from saccade.engine.zero_shot import new_tally
-from saccade.errors import ConfigError, RunError, TrainingError
+from saccade.errors import ConfigError, RunError, TrainingError, is_out_of_memory
 from saccade.models.base import VisionModel
 from saccade.tasks import TASKS, EvaluateConfig
 from saccade.types import Losses
@@ -92,6 +93,8 @@ class Session:
         self.model, self.config, self.name = model, config, name
         self.task = TASKS[model.task]
         folder.check_resumable() if resume else folder.check_free()
+        if config.tensorboard:
+            check_board()
         self.fabric, reason = (
             build_fabric(config, matrix_width(model))
             if fabric is None
@@ -103,7 +106,7 @@ class Session:
         self.feed: Feed = build_feed(model, data, config, self.fabric)
         self.notes += self.feed.notes
         self.num_steps = self.feed.steps_per_epoch * config.epochs
-        self.data_facts = {"name": data.name, "format": data.format, "fingerprint": self.feed.fingerprint}
+        self.data_facts = {"name": _lasting(data.name), "format": data.format, "fingerprint": self.feed.fingerprint}
         self.settings = {
             "name": name,
             "model": describe_model(model),
@@ -165,7 +168,7 @@ class Session:
         """One optimizer step on the gradient of all ``batches`` together.
 
         Raises:
-            TrainingError: where loss or gradient is not finite; the batch is saved.
+            TrainingError: where loss or gradient is not finite; the batch is saved. Where the memory is too small.
         """
         config = self.config
         train_mode(self.model, config.freeze)
@@ -175,9 +178,20 @@ class Session:
         figures: dict[str, float] = defaultdict(float)
         for place, batch in enumerate(batches):
             share = len(batch.targets) / num_images
-            for key, value in self._backward(batch, place, share, is_last=place == len(batches) - 1).items():
+            try:
+                terms = self._backward(batch, place, share, is_last=place == len(batches) - 1)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise TrainingError(
+                    f"the memory is too small for {len(batch.targets)} pictures at once",
+                    where=f"step {self.step_count + 1}",
+                    remedy=f"start again with a smaller --batch-size (now {config.batch_size}); --set "
+                    "train.accumulate=2 takes two such batches for one step",
+                ) from error
+            for key, value in terms.items():
                 figures[key] += value * share
-        norm = self._clip(batches[-1])
+        norm = self._clip(batches)
         self.stepper.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
@@ -237,10 +251,21 @@ class Session:
 
     def _judge(self, evaluations: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], bool]:
         """The figures of the better weights, and whether they are the best so far; those are kept."""
-        quality = self.task.quality
+
+        def quality(figures: Mapping[str, float]) -> tuple[float, ...]:
+            # A figure that nobody knows (of objects, where no picture has any) compares with nothing: it ranks last.
+            return tuple(-math.inf if math.isnan(value) else value for value in self.task.quality(figures))
+
         which = max(evaluations, key=lambda name: quality(evaluations[name]))
         metrics = dict(evaluations[which])
+        is_unknown = math.isnan(self.task.quality(metrics)[0])
+        # The latest of several that cannot be told apart has at least learned the longest.
         is_best = self.best is None or quality(metrics) > quality(self.best["metrics"])
+        if is_unknown and self.best is not None and math.isnan(self.task.quality(self.best["metrics"])[0]):
+            is_best = True
+        if is_unknown:
+            told = f"{self.task.headline} is not known on the validation pictures: the latest epoch counts as the best"
+            self.notes.append(told)
         self.stale_epochs = 0 if is_best else self.stale_epochs + 1
         if is_best:
             self.best = {"epoch": self.epoch, "weights": which, "metrics": metrics}
@@ -281,7 +306,7 @@ class Session:
             "best": self.best,
             "sums": dict(self._sums),
             "load": self._load,
-            "history": self.folder.history_size(),
+            "history": self.folder.settled_history(),
             "threads": torch.get_num_threads(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -303,8 +328,13 @@ class Session:
         state = load_state(self.folder.last)
         where = str(self.folder.path)
         for part in ("model", "train", "data"):
-            if state["settings"][part] != self.settings[part]:
-                differs = _difference(state["settings"][part], self.settings[part])
+            then: Any = state["settings"][part]
+            now: Any = self.settings[part]
+            if part == "data":
+                # Where the pictures lie and how they were found is nothing to the run, as long as they are the same.
+                then, now = ({"fingerprint": facts["fingerprint"]} for facts in (then, now))
+            if then != now:
+                differs = _difference(then, now)
                 remedy = "resume with what the run was started with, or start another --out"
                 raise RunError(f"the run was made with another {part}: {differs}", where=where, remedy=remedy)
         self.epoch, self.step_count, self.stale_epochs = state["epoch"], state["step"], state["stale_epochs"]
@@ -314,7 +344,8 @@ class Session:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
-        self.folder.cut_history(state["history"])
+        if lost := self.folder.cut_history(state["history"]):
+            self.notes.append(lost)
         if self.is_finished and (self.folder.path / "metrics.json").is_file():
             raise RunError("the run is finished, there is nothing to resume", where=where)
         self.notes.append(f"resumed after step {self.step_count} of {self.num_steps}")
@@ -356,13 +387,14 @@ class Session:
         chunk = self.config.chunk
         return ContrastivePass(self.fabric, self.module, forward, self.model, batch, chunk=chunk, seeds=seeds)
 
-    def _clip(self, batch: Batch) -> float:
+    def _clip(self, batches: Sequence[Batch]) -> float:
         limit = self.config.clip_norm or math.inf
         norm = self.fabric.clip_gradients(self.module, self.stepper, max_norm=limit, error_if_nonfinite=False)
         value = float(norm) if isinstance(norm, Tensor) else math.nan
         if not math.isfinite(value):
-            seeds = (self.config.seed, self.step_count, 0, self.fabric.global_rank)
-            self._fail(self.feed.prepare(batch, self.fabric.device), seeds, None)
+            # Of several batches the last is kept, with the seed that it was computed with.
+            seeds = (self.config.seed, self.step_count, len(batches) - 1, self.fabric.global_rank)
+            self._fail(self.feed.prepare(batches[-1], self.fabric.device), seeds, None)
         return value
 
     def _fail(self, batch: Batch, seeds: tuple[int, ...], losses: Losses | None) -> None:
@@ -455,6 +487,12 @@ def _widened(outputs: Any) -> Any:
         return outputs
     parts = [_widened(part) for part in outputs]
     return type(outputs)(*parts) if hasattr(outputs, "_fields") else tuple(parts)
+
+
+def _lasting(name: str) -> str:
+    """The name that data was opened by, so that it says the same from another folder."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def dead_experts(load: Sequence[Sequence[float]]) -> list[str]:

@@ -17,11 +17,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from saccade.atomic import whole_file
-from saccade.engine.checkpoint import stored_digest
+from saccade.engine.checkpoint import save_tensors, stored_digest
 from saccade.engine.modes import evaluating
 from saccade.errors import InputError, RunError
 from saccade.models.base import VisionModel
@@ -97,5 +95,5 @@ def _read(place: Path, count: int) -> Tensor | None:
 
 def write(place: Path, embeddings: Tensor) -> None:
     """Keep the vectors ``[K, D]``; a folder that takes no files costs time the next time, nothing else."""
-    with suppress(RunError), whole_file(place) as temporary:
-        save_file({"embeddings": embeddings.detach().float().cpu().contiguous()}, temporary)
+    with suppress(RunError):
+        save_tensors(place, {"embeddings": embeddings.detach().float().cpu().contiguous()})

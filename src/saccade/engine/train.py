@@ -19,7 +19,7 @@ from saccade.engine.checkpoint import build_described
 from saccade.engine.plan import StepRecord, TrainConfig
 from saccade.engine.run import RunFolder, interrupts_deferred
 from saccade.engine.session import Session
-from saccade.errors import RunError
+from saccade.errors import DataError, RunError
 from saccade.models.base import VisionModel
 
 __all__ = ["StepRecord", "TrainConfig", "resume", "train"]
@@ -61,16 +61,18 @@ def train(
     return _steps(session)
 
 
-def resume(out: str | Path, data: DataSource | None = None, *, fabric: Fabric | None = None) -> Iterator[StepRecord]:
+def resume(out: str | Path, data: Any = None, *, fabric: Fabric | None = None) -> Iterator[StepRecord]:
     """Continue the run in the folder ``out`` from its last checkpoint, with its own model and config.
 
     Args:
         out: the run folder.
-        data: the data, where it cannot be opened by the name it was opened by (objects in memory).
+        data: anything ``open_data`` knows, where the data cannot be opened by the name it was opened by: it lies
+            elsewhere now, or is an object in memory.
         fabric: as in ``train``.
 
     Raises:
         RunError: where there is nothing to resume, or the data changed.
+        DataError: where the data is not found.
     """
     folder = RunFolder(out)
     folder.check_resumable()
@@ -80,7 +82,16 @@ def resume(out: str | Path, data: DataSource | None = None, *, fabric: Fabric | 
         raise RunError(f"config.json lacks {', '.join(sorted(missing))}", where=str(folder.path))
     model = build_described(settings["model"], where=str(folder.path / "config.json"))
     config = from_dict(TrainConfig, settings["train"])
-    source = data or open_data(settings["data"]["name"], task=model.task, strict=config.strict)
+    name = settings["data"]["name"] if data is None else data
+    try:
+        # Data that is open already may hold more than the task wants; `train` checks that.
+        source = name if isinstance(name, DataSource) else open_data(name, task=model.task, strict=config.strict)
+    except DataError as error:
+        if data is None and not Path(name).exists():
+            error.remedy = (
+                "the run was trained on it; give the DATA beside --resume (in Python data=) where it lies now"
+            )
+        raise
     return train(model, source, config, out=out, resume=True, name=settings["name"], fabric=fabric)
 
 

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from saccade.errors import InputError
 from saccade.explanation.adapt import AdaptedModel
-from saccade.explanation.boxes import Watched
+from saccade.explanation.attribution import ScoreFn
+from saccade.explanation.boxes import Found, Watched
 from saccade.explanation.boxquestions import BoxQuestions
+from saccade.explanation.boxscores import AskedBox
 from saccade.explanation.questions import Asked, ClassQuestions, Question, RegionQuestions, own_score, pixel_of
 from saccade.ops.image import Preprocess
 from saccade.types import Classes, Geometry, ImageBatch
@@ -65,11 +67,45 @@ def ask(
     if any(functions) and against is not None:
         raise InputError("a score function has no class to be contrasted with", where="against", remedy="leave it out")
     if all(functions):
-        return [[own_score(question) for question in of if callable(question)]] * len(images)
+        return [[_own(model, question) for question in of if callable(question)]] * len(images)
     if isinstance(model, Watched) and any(functions):
         raise InputError("objects and score functions are asked about together", where="of", remedy="ask twice")
     usual = _asker(model, outputs, images, against)
-    return [[own_score(q) if callable(q) else usual(q, index) for q in of] for index in range(len(images))]
+    return [[_own(model, q) if callable(q) else usual(q, index) for q in of] for index in range(len(images))]
+
+
+class _OfOutputs:
+    """A caller's score of the raw outputs of a detector, which ``Watched`` gives as a part of ``Found``.
+
+    Everything else about the score, such as its name or its region, is what it was.
+
+    Args:
+        score: of the raw outputs.
+    """
+
+    def __init__(self, score: ScoreFn) -> None:
+        self._score = score
+        self.__module__ = getattr(score, "__module__", "?")
+
+    def __call__(self, found: Found) -> Tensor:
+        return self._score(found.outputs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_score":  # of a copy that is being made
+            raise AttributeError(name)
+        value = getattr(self._score, name)
+        return _OfOutputs(value) if name == "hidden" else value
+
+    def __repr__(self) -> str:
+        return repr(self._score)
+
+
+def _own(model: nn.Module, score: ScoreFn) -> Asked:
+    """The question that a caller's function is, in the form that fits what the model gives here."""
+    asked = own_score(score)
+    # Our own scores of objects read candidates.
+    is_raw = isinstance(model, Watched) and not isinstance(getattr(score, "asked", None), AskedBox)
+    return replace(asked, score=_OfOutputs(score)) if is_raw else asked
 
 
 def _asker(

@@ -22,7 +22,7 @@ from saccade.errors import ExplainError
 from saccade.explanation.attribution import Attribution, ScoreFn
 from saccade.explanation.perturbation import Precision
 from saccade.explanation.queries import query_relevance
-from saccade.explanation.record import recording, unwrap
+from saccade.explanation.record import exact, recording, unwrap
 from saccade.explanation.rounded import can_round, maps_agree, remember, remembered, rounding
 from saccade.types import ExplainSpec, ImageBatch
 
@@ -117,6 +117,7 @@ def _relevance(
     return _on_grid(torch.cat(rows), images, spec)
 
 
+@exact()
 def rollout_row(
     matrices: Sequence[Tensor], num_prefix: int, has_class_token: bool, start: Tensor | None = None
 ) -> Tensor:
@@ -135,6 +136,7 @@ def rollout_row(
     return row
 
 
+@exact()
 def relevance_row(
     matrices: Sequence[Tensor], num_prefix: int, has_class_token: bool, start: Tensor | None = None
 ) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from saccade.types import ExplainSpec, ImageBatch
@@ -37,6 +38,13 @@ class Attribution:
     layer: str | None = None
     negative: Tensor | None = None
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Whatever precision the model or the caller's autocast left behind: numpy knows no bfloat16.
+        for name in ("values", "error", "negative"):
+            given: Tensor | None = getattr(self, name)
+            if given is not None and given.dtype != torch.float32:
+                object.__setattr__(self, name, given.float())
 
 
 @runtime_checkable

@@ -9,7 +9,6 @@ N objects · H, W canvas
 from __future__ import annotations
 
 import math
-import re
 from functools import cached_property
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from saccade.errors import InputError
 from saccade.explanation.boxes import Found, Watched
 from saccade.explanation.boxscores import (
-    SAME,
+    MAX_SHIFT,
     SIDES,
     AskedBox,
     DetectionScore,
@@ -27,12 +26,11 @@ from saccade.explanation.boxscores import (
     Side,
     SideScore,
 )
-from saccade.explanation.questions import Asked, Question, itself, label_of
+from saccade.explanation.questions import BOX, Asked, Question, itself, label_of
 from saccade.models.detector import Candidates, MaskEvidence
 from saccade.ops.boxes import clip, map_to_canvas
 from saccade.types import Classes, Detections, ImageBatch
 
-_BOX = re.compile(r"(box|mask)\s*[:#]?\s*(\d+)(?:\s*/\s*(\w+))?", re.IGNORECASE)
 EXPECTED = "an object such as box:0, box:0/left or mask:0, or the name of a class that was found"
 
 
@@ -98,7 +96,7 @@ class BoxQuestions:
         sources = given.source.to(every.device).clamp(max=max(len(every) - 1, 0))
         if len(boxes) and len(every):
             own = clip(every[sources, columns.to(every.device)].float(), self.images.sizes[0])
-            is_moved = (own - boxes.to(own)).abs().amax(1) > SAME
+            is_moved = (own - boxes.to(own)).abs().amax(1) > MAX_SHIFT
         else:
             is_moved = torch.ones(len(boxes), dtype=torch.bool)
         for index in torch.nonzero(is_moved)[:, 0].tolist():
@@ -155,9 +153,9 @@ class BoxQuestions:
         shared = self.candidates.boxes.shape[1] == 1
         boxes = clip(self.candidates.boxes[:, 0 if shared else label].detach().float(), self.images.sizes[0])
         apart = (boxes - box.to(boxes)).abs().amax(1)
-        if source < len(apart) and float(apart[source]) <= SAME:
+        if source < len(apart) and float(apart[source]) <= MAX_SHIFT:
             return source
-        if len(apart) and float(apart.min()) <= SAME:
+        if len(apart) and float(apart.min()) <= MAX_SHIFT:
             return int(apart.argmin())
         nearest = f"; the nearest is {float(apart.min()):.1f} pixels off" if len(apart) else ""
         raise InputError(
@@ -189,7 +187,7 @@ def parsed_box(text: str) -> _Parsed | None:
     Raises:
         InputError: where the side does not exist.
     """
-    match = _BOX.fullmatch(text.strip())
+    match = BOX.fullmatch(text.strip())
     if match is None:
         return None
     kind, index, side = match[1].lower(), int(match[2]), match[3] and match[3].lower()

@@ -12,7 +12,7 @@ B batch · R raw candidates of one picture · K classes · N objects with masks 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -27,8 +27,11 @@ from saccade.ops.paste import paste
 
 Side = Literal["left", "top", "right", "bottom"]
 SIDES: tuple[Side, ...] = ("left", "top", "right", "bottom")
-SAME = 1.0
+MAX_SHIFT = 1.0
 """Pixels of the canvas that a candidate's box may be off and still be the asked one."""
+
+LEAST_SHARE = 1e-4
+"""A share below this counts as this much, so that log odds stay finite; above 1 less this likewise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +81,8 @@ class DetectionScore:
 
         def read(candidates: Candidates, size: tuple[int, int]) -> Tensor:
             place = follow(candidates, size, self.asked)
-            own = _column(candidates.logits, self.asked.label, place)
-            return own if self.against is None else own - _column(candidates.logits, self.against, place)
+            own = _number_at(candidates.logits, self.asked.label, place)
+            return own if self.against is None else own - _number_at(candidates.logits, self.against, place)
 
         return _each(outputs, read)
 
@@ -122,6 +125,40 @@ class OverlapScore:
 
         return _each(outputs, read)
 
+    @property
+    def unbounded(self) -> ScoreFn:
+        """Log odds."""
+        if self.against is None:
+            return LogOdds(self)
+        return LogOdds(OverlapScore(self.asked), OverlapScore(replace(self.asked, label=self.against)))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LogOdds:
+    """Scores in [0, 1] where they are to be exponentiated: log odds, as the logits of a classifier are.
+
+    Attributes:
+        share: a score in [0, 1].
+        against: another, whose log odds are taken off.
+    """
+
+    share: ScoreFn
+    against: ScoreFn | None = None
+
+    def __repr__(self) -> str:
+        rather = "" if self.against is None else f", against={self.against!r}"
+        return f"LogOdds({self.share!r}{rather})"
+
+    @property
+    def reads_candidates_only(self) -> bool:
+        """As the score itself does."""
+        return bool(getattr(self.share, "reads_candidates_only", False))
+
+    def __call__(self, outputs: Any) -> Tensor:
+        """``[B]``."""
+        own = torch.logit(self.share(outputs), eps=LEAST_SHARE)
+        return own if self.against is None else own - torch.logit(self.against(outputs), eps=LEAST_SHARE)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SideScore:
@@ -147,7 +184,7 @@ class SideScore:
 
         def read(candidates: Candidates, size: tuple[int, int]) -> Tensor:
             place = follow(candidates, size, self.asked)
-            return _column(_boxes_as(candidates, self.asked.label), SIDES.index(self.side), place)
+            return _number_at(_boxes_as(candidates, self.asked.label), SIDES.index(self.side), place)
 
         return _each(outputs, read)
 
@@ -192,6 +229,11 @@ class SideKept:
             return (1 - moved.abs() / length).clamp(min=0)
 
         return _each(outputs, read)
+
+    @property
+    def unbounded(self) -> ScoreFn:
+        """Log odds."""
+        return LogOdds(self)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -256,6 +298,11 @@ class MaskOverlap:
         """``[B]``."""
         return torch.stack([self._overlap(evidence) for evidence in _masks(outputs)])
 
+    @property
+    def unbounded(self) -> ScoreFn:
+        """Log odds."""
+        return LogOdds(self)
+
     def _overlap(self, evidence: MaskEvidence) -> Tensor:
         overlap = box_iou(self.asked.box[None].to(evidence.boxes), evidence.boxes.float())[0]
         chosen = torch.nonzero((evidence.labels == self.asked.label) & (overlap > 0.1))[:, 0]
@@ -281,7 +328,7 @@ def follow(candidates: Candidates, size: tuple[int, int], asked: AskedBox) -> in
     boxes = clip(_boxes_as(candidates, asked.label).float(), size)
     if asked.source < len(boxes):
         apart = (boxes[asked.source] - asked.box.to(boxes)).abs().max()
-        if float(apart) <= SAME:
+        if float(apart) <= MAX_SHIFT:
             return asked.source
     worth = _worth(candidates, size, asked, asked.label)
     return int(worth.argmax()) if len(worth) and bool(worth.max() > 0) else None
@@ -318,7 +365,7 @@ def _boxes_as(candidates: Candidates, label: int) -> Tensor:
     return candidates.boxes[:, label if candidates.boxes.shape[1] > 1 else 0]
 
 
-def _column(values: Tensor, column: int, place: int | None) -> Tensor:
+def _number_at(values: Tensor, column: int, place: int | None) -> Tensor:
     """One number of one row ``[R, C]``; where there is no row the lowest of them all, from which no gradient leads."""
     if place is not None:
         return values[place, column].float()

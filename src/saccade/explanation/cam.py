@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from saccade.errors import ConfigError, ExplainError, UnknownNameError
 from saccade.explanation.attribution import Attribution, ScoreFn
-from saccade.explanation.gradients import negative_share
-from saccade.explanation.record import recording
-from saccade.explanation.scores import logits_of, when_hidden
+from saccade.explanation.faithfulness import negative_shares
+from saccade.explanation.record import exact, mixing_layer, recording
+from saccade.explanation.scores import logits_of, unbounded, when_hidden
 from saccade.types import ExplainSpec, GridLayer, ImageBatch
 
 
@@ -52,8 +52,12 @@ class _LayerMethod(abc.ABC):
         with recording(model, layers) as record:
             record.run(images)
             maps = record.grid(self.layer)
-            parts = [self.combine(maps, gradients) for gradients in record.grid_gradients(self.layer, scores)]
+            parts = [self._combined(maps, gradients) for gradients in record.grid_gradients(self.layer, scores)]
         return _evidence(torch.cat(parts), self.layer, is_signed=self.is_signed)
+
+    @exact()
+    def _combined(self, maps: Tensor, gradients: Tensor) -> Tensor:
+        return self.combine(maps, gradients)
 
     @abc.abstractmethod
     def combine(self, maps: Tensor, gradients: Tensor) -> Tensor:
@@ -157,7 +161,7 @@ class CAM:
             logits = logits_of(record.run(images))
             maps = record.grid("final")
             head = spec.linear_head().weight.detach().float()
-            parts = [_weigh(maps, g.float() @ head) for (g,) in record.gradients(scores, [logits])]
+            parts = [_by_class(maps, g.float(), head) for (g,) in record.gradients(scores, [logits])]
         return _evidence(torch.cat(parts), "final", is_signed=True)
 
 
@@ -185,12 +189,7 @@ class EigenCAM:
         with recording(model, {self.layer: grid_layer(spec, self.layer)}, with_gradients=False) as record:
             record.run(images)
             maps = record.grid(self.layer)
-        places = maps.flatten(2)  # [B, C, N]
-        strength = places.norm(dim=1)
-        _, sizes, directions = torch.linalg.svd(places, full_matrices=False)
-        component = sizes[:, :1] * directions[:, 0]  # [B, N]
-        sign = torch.where((component * strength).sum(dim=1, keepdim=True) < 0, -1.0, 1.0)
-        values = (component * sign).clamp_min(0).unflatten(1, maps.shape[-2:])
+        values = _principal(maps)
         return Attribution(values.expand(len(scores), *values.shape).clone(), layer=self.layer)
 
 
@@ -200,7 +199,8 @@ class ScoreCAM:
 
     Convention (Algorithm 1 of the paper): each map is enlarged to the canvas, scaled to [0, 1] and multiplied with the
     normalised pixels; the weights are the softmax *over channels* of the resulting scores, taken as they are (here:
-    logits); subtracting the score of a baseline would cancel in that softmax. Constant maps get no weight.
+    logits); subtracting the score of a baseline would cancel in that softmax. Constant maps get no weight. How surely
+    an object is still found is a share in [0, 1], of which a softmax is all but even; its log odds are taken instead.
 
     Attributes:
         layer: a name in ``ExplainSpec.layers``.
@@ -228,6 +228,7 @@ class ScoreCAM:
         """Values on the grid of the layer."""
         values = []
         layers = {self.layer: grid_layer(spec, self.layer)}
+        asked = [unbounded(when_hidden(score)) for score in scores]
         for index in range(len(images)):
             image = images[index]
             with recording(model, layers, with_gradients=False) as record:
@@ -237,15 +238,15 @@ class ScoreCAM:
                 maps = maps[maps.var(dim=(1, 2)).topk(min(self.max_channels, len(maps))).indices]
             with recording(model, with_gradients=False) as record:
                 weighed = []
-                for part in torch.split(maps, self.chunk):
+                for part in torch.split(maps, self.chunk if mixing_layer(model) is None else 1):
                     masks = F.interpolate(part[:, None], image.pixels.shape[-2:], mode="bilinear", align_corners=False)
                     low, high = masks.amin(dim=(1, 2, 3), keepdim=True), masks.amax(dim=(1, 2, 3), keepdim=True)
                     masks = (masks - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
                     record.run(image.with_pixels(image.pixels * masks.to(image.pixels.dtype)))
                     is_constant = (high <= low).flatten()
-                    weighed.append(record.scores([*map(when_hidden, scores)]).masked_fill(is_constant, float("-inf")))
+                    weighed.append(record.scores(asked).masked_fill(is_constant, float("-inf")))
             weights = torch.cat(weighed, dim=1).softmax(dim=1).nan_to_num(0.0)  # nan: every map is constant
-            values.append(torch.einsum("tc,chw->thw", weights, maps).clamp_min(0))
+            values.append(_weigh(maps[None], weights[:, None])[:, 0].clamp_min(0))
         return Attribution(torch.stack(values, dim=1), layer=self.layer)
 
 
@@ -260,12 +261,31 @@ def grid_layer(spec: ExplainSpec, name: str) -> GridLayer:
     return spec.layers[name]
 
 
+@exact()
 def _weigh(maps: Tensor, weights: Tensor) -> Tensor:
     """Feature maps ``[B, C, h, w]`` summed with weights ``[T, B, C]`` -> ``[T, B, h, w]``."""
     return torch.einsum("tbc,bchw->tbhw", weights, maps)
 
 
+@exact()
+def _by_class(maps: Tensor, gradients: Tensor, head: Tensor) -> Tensor:
+    """Feature maps ``[B, C, h, w]`` weighted by rows of the head ``[K, C]``, mixed as the scores mix logits."""
+    return _weigh(maps, gradients @ head)
+
+
+@exact()
+def _principal(maps: Tensor) -> Tensor:
+    """The first principal component of feature maps ``[B, C, h, w]``, its positive part ``[B, h, w]``."""
+    places = maps.flatten(2)  # [B, C, N]
+    strength = places.norm(dim=1)
+    _, sizes, directions = torch.linalg.svd(places, full_matrices=False)
+    component = sizes[:, :1] * directions[:, 0]  # [B, N]
+    sign = torch.where((component * strength).sum(dim=1, keepdim=True) < 0, -1.0, 1.0)
+    positive: Tensor = (component * sign).clamp_min(0).unflatten(1, maps.shape[-2:])
+    return positive
+
+
 def _evidence(values: Tensor, layer: str, *, is_signed: bool) -> Attribution:
     """Signed evidence to an attribution; what rectification removes is told in ``negative``."""
-    negative = negative_share(values)
+    negative = negative_shares(values)
     return Attribution(values if is_signed else values.clamp_min(0), layer=layer, negative=negative)

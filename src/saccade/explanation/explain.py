@@ -27,8 +27,8 @@ from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import default_method
 from saccade.explanation.methods import method as named_method
 from saccade.explanation.prompts import beside, contrasts_of, noted
-from saccade.explanation.questions import Asked, Question, described
-from saccade.explanation.record import undisturbed, unwrap
+from saccade.explanation.questions import Asked, Question, described, plain
+from saccade.explanation.record import exact, mixing_layer, undisturbed, unwrap
 from saccade.explanation.sharing import attribute, judged
 from saccade.explanation.verdict import Judge, Verdict
 from saccade.ops.image import to_original
@@ -95,19 +95,20 @@ class Subject:
 
 
 @dataclass(frozen=True, eq=False)
-class _Subject:
-    """The model in the form that explainers want."""
+class _Plan:
+    """How a subject is explained in one call.
 
-    model: nn.Module
-    spec: ExplainSpec
-    classes: Classes
+    Attributes:
+        subject: the model.
+        explainer: the method, at its layer.
+        judge: of the maps; None where no verdict is asked for.
+        finds_layer: whether each object is explained at the layer that it was read from.
+    """
+
+    subject: Subject
     explainer: Explainer
     judge: Judge | None
-    has_regions: bool
-    has_boxes: bool
     finds_layer: bool
-    name: str
-    weights: str
 
 
 def explain(
@@ -162,13 +163,17 @@ def explain_batch(
         raise InputError("there is nothing to explain", expected="at least one picture and one question")
     if options.batch_size < 1:
         raise ConfigError(f"batch_size is {options.batch_size}", expected="at least 1")
-    subject = _subject(_ready(model, images, of), options)
+    of = [plain(question) for question in of]
+    subject = _ready(model, images, of)
+    plan = _plan(subject, options)
     heatmaps = []
-    # A region or an object belongs to its own picture, so pictures of segmenters and detectors share nothing.
-    at_once = 1 if subject.has_regions or subject.has_boxes else options.batch_size
+    # A region or an object belongs to its own picture, so pictures of segmenters and detectors share nothing; and a
+    # model that mixes the pictures of a batch would answer for all of them together.
+    is_alone = subject.has_regions or subject.has_boxes or mixing_layer(subject.model) is not None
+    at_once = 1 if is_alone else options.batch_size
     for start in range(0, len(images), at_once):
         pictures = [read_image(image) for image in images[start : start + at_once]]
-        heatmaps += _explain_pictures(subject, pictures, of, options)
+        heatmaps += _explain_pictures(plan, pictures, of, options)
     return heatmaps
 
 
@@ -180,24 +185,13 @@ def _ready(model: nn.Module | Subject, images: Sequence[Any], of: Sequence[Quest
     return Subject(model, functions[0], images[0]) if len(functions) == len(of) else Subject(model)
 
 
-def _subject(ready: Subject, options: ExplainOptions) -> _Subject:
+def _plan(ready: Subject, options: ExplainOptions) -> _Plan:
     explainer = _explainer(ready, options)
     judge = ready.judge if options.verdict else None
     # An object of a pyramid is read from one level of it, and which that is differs from object to object.
     is_open = options.layer == "auto" and isinstance(options.method, str) and hasattr(explainer, "layer")
     finds_layer = ready.has_boxes and is_open and ready.spec.usual_layer == "final"
-    return _Subject(
-        ready.model,
-        ready.spec,
-        ready.classes,
-        explainer,
-        judge,
-        ready.has_regions,
-        ready.has_boxes,
-        finds_layer,
-        ready.name,
-        ready.weights,
-    )
+    return _Plan(ready, explainer, judge, finds_layer)
 
 
 def _explainer(ready: Subject, options: ExplainOptions) -> Explainer:
@@ -226,8 +220,9 @@ def _explainer(ready: Subject, options: ExplainOptions) -> Explainer:
 
 
 def _explain_pictures(
-    subject: _Subject, pictures: list[Tensor], of: Sequence[Question], options: ExplainOptions
+    plan: _Plan, pictures: list[Tensor], of: Sequence[Question], options: ExplainOptions
 ) -> list[list[Heatmap]]:
+    subject = plan.subject
     model: Any = subject.model
     device, dtype = model_device(model)
     images = on_canvas(model, pictures, of).to(device, dtype).channels_last()
@@ -240,13 +235,13 @@ def _explain_pictures(
     if subject.has_boxes and not any(map(callable, of)):
         objects = [question.score.asked for question in asked[0]]  # type: ignore[attr-defined]
         fired = fired_parts(model, outputs, images, objects, subject.spec)
-        heatmaps = _of_objects(subject, images, pictures, asked, values, options)
+        heatmaps = _of_objects(plan, images, pictures, asked, values, options)
         return [[replace(heat, fired=one) for heat, one in zip(heatmaps[0], fired, strict=True)]]
-    return _heatmaps(subject, images, pictures, asked, values)
+    return _heatmaps(plan, images, pictures, asked, values)
 
 
 def _of_objects(
-    subject: _Subject,
+    plan: _Plan,
     images: ImageBatch,
     pictures: list[Tensor],
     asked: list[list[Asked]],
@@ -254,18 +249,18 @@ def _of_objects(
     options: ExplainOptions,
 ) -> list[list[Heatmap]]:
     """The maps of one picture, each at the layer that its object was read from, where nobody chose one."""
-    if not subject.finds_layer:
-        return _heatmaps(subject, images, pictures, asked, values)
-    scores = [question.score for question in asked[0]]
+    if not plan.finds_layer:
+        return _heatmaps(plan, images, pictures, asked, values)
+    subject, scores = plan.subject, [question.score for question in asked[0]]
     levels = fired_layers(subject.model, images, scores, dict(subject.spec.layers))
     usual = [
-        _at_level(subject.explainer, level, question, options, subject.spec.early_layer)
+        _at_level(plan.explainer, level, question, options, subject.spec.early_layer)
         for level, question in zip(levels, asked[0], strict=True)
     ]
     found: dict[int, Heatmap] = {}
     for explainer in dict.fromkeys(usual):
         members = [index for index, other in enumerate(usual) if other == explainer]
-        part = replace(subject, explainer=explainer)
+        part = replace(plan, explainer=explainer)
         some, seen = [asked[0][index] for index in members], [values[0][index] for index in members]
         found |= zip(members, _heatmaps(part, images, pictures, [some], [seen])[0], strict=True)
     return [[found[index] for index in range(len(usual))]]
@@ -286,22 +281,23 @@ def _at_level(
 
 
 def _heatmaps(
-    subject: _Subject,
+    plan: _Plan,
     images: ImageBatch,
     pictures: list[Tensor],
     asked: list[list[Asked]],
     values: list[list[float]],
 ) -> list[list[Heatmap]]:
-    contrasts = [contrasts_of(subject.model, subject.explainer, row) for row in asked]
+    subject, explainer = plan.subject, plan.explainer
+    contrasts = [contrasts_of(subject.model, explainer, row) for row in asked]
     # What prompts are checked with shares the forward passes of what was asked.
     everything = [list(dict.fromkeys([*row, *beside(checks)])) for row, checks in zip(asked, contrasts, strict=True)]
-    maps = attribute(subject.model, subject.spec, subject.explainer, images, everything)
+    maps = attribute(subject.model, subject.spec, explainer, images, everything)
     known = [dict(zip(row, some, strict=True)) for row, some in zip(everything, maps, strict=True)]
     found = [[some[question] for question in row] for row, some in zip(asked, known, strict=True)]
-    verdicts = judged(subject.judge, subject.explainer, images, asked, found)
+    verdicts = judged(plan.judge, explainer, images, asked, found)
     return [
         [
-            _heatmap(subject, images[index], picture, question, noted(known[index], question, check), value, verdict)
+            _heatmap(plan, images[index], picture, question, noted(known[index], question, check), value, verdict)
             for question, check, value, verdict in zip(
                 asked[index], contrasts[index], values[index], verdicts[index], strict=True
             )
@@ -310,8 +306,9 @@ def _heatmaps(
     ]
 
 
+@exact()
 def _heatmap(
-    subject: _Subject,
+    plan: _Plan,
     images: ImageBatch,
     picture: Tensor,
     question: Asked,
@@ -319,7 +316,7 @@ def _heatmap(
     score: float,
     verdict: Verdict | None,
 ) -> Heatmap:
-    values, explainer = attribution.values[0, 0], subject.explainer
+    values, explainer = attribution.values[0, 0], plan.explainer
     if not values.isfinite().all():
         raise ExplainError(f"method {explainer.name!r} gave values that are not finite", remedy="try float32 weights")
     canvas = (int(images.pixels.shape[-2]), int(images.pixels.shape[-1]))
@@ -342,33 +339,42 @@ def _heatmap(
         layer=attribution.layer,
         error=_number(attribution.error),
         negative=negative,
-        blank=_blank_reason(values, negative),
+        blank=blank_reason(values, negative),
         verdict=verdict,
         region=region,
-        manifest=_manifest(subject, images, question, attribution),
+        manifest=manifest(plan.subject, explainer, images, question.score, attribution.layer),
         notes=attribution.notes,
     )
 
 
-def _manifest(subject: _Subject, images: ImageBatch, question: Asked, attribution: Attribution) -> dict[str, Any]:
-    """How a map came about: enough to make it again."""
-    layer = attribution.layer
+def manifest(
+    subject: Subject, explainer: Explainer, images: ImageBatch, score: ScoreFn, layer: str | None
+) -> dict[str, Any]:
+    """How a map came about: enough to make it again.
+
+    Args:
+        subject: the model.
+        explainer: the method, at its layer.
+        images: what the model saw.
+        score: what was asked.
+        layer: declared name of the layer that was read; None: the pixels.
+    """
     return {
         "model": subject.name,
         "weights": subject.weights,
-        "method": repr(subject.explainer),
-        "score": described(question.score),
+        "method": repr(explainer),
+        "score": described(score),
         "layer": layer and subject.spec.layers[layer].path,
         "canvas": [int(side) for side in images.pixels.shape[-2:]],
         "dtype": str(images.pixels.dtype).removeprefix("torch."),
         "device": images.pixels.device.type,
-        "seed": getattr(subject.explainer, "seed", None),
+        "seed": getattr(explainer, "seed", None),
         "torch": torch.__version__,
         **{name: version(name) for name in ("saccade", "timm")},
     }
 
 
-def _blank_reason(values: Tensor, negative: float | None) -> str | None:
+def blank_reason(values: Tensor, negative: float | None) -> str | None:
     """Why a map is empty everywhere; None where it is not."""
     if values.any():
         return None

@@ -1,11 +1,10 @@
 """Measures of an explanation, as pure functions: does hiding what the map calls important change the score?
 
 Deletion and insertion: Petsiuk et al. 2018, arXiv 1806.07421. Pointing game: Zhang et al. 2016, arXiv 1608.00507.
-Energy inside a
-mask: Wang et al. 2020, arXiv 1910.01279. Rank similarity under randomised weights: Adebayo et al. 2018, arXiv
-1810.03292. Differs from the papers: deletion and insertion use one and the same baseline, so a map without information
-scores the same in both; the axis of a curve is the real share of cells; ties are broken at random, several times,
-mirrored between the two curves.
+Energy inside a mask: Wang et al. 2020, arXiv 1910.01279. Rank similarity under randomised weights: Adebayo et al. 2018,
+arXiv 1810.03292. Differs from the papers: deletion and insertion use one and the same baseline, so a map without
+information scores the same in both; the axis of a curve is the real share of cells; ties are broken at random, several
+times, mirrored between the two curves.
 
 N places (pixels or cells) · S orders · P points of a curve · M masks
 """
@@ -111,10 +110,10 @@ def insertion(
 
 
 def random_control(
-    evaluate: Evaluate, num_places: int, *, steps: int, orders: int, generator: torch.Generator
+    evaluate: Evaluate, num_places: int, *, steps: int, samples: int, generator: torch.Generator
 ) -> Curve:
     """The deletion curve of random orders, their mean; in expectation its area is that of random insertion too."""
-    shuffled = torch.stack([torch.randperm(num_places, generator=generator) for _ in range(orders)])
+    shuffled = torch.stack([torch.randperm(num_places, generator=generator) for _ in range(samples)])
     return _curve(evaluate, shuffled, steps, is_deletion=True)
 
 
@@ -173,14 +172,26 @@ def energy_inside(values: Tensor, region: Tensor) -> tuple[float, float]:
 
 def negative_share(values: Tensor) -> float:
     """Share of the evidence, by absolute size, that speaks against the score; 0 for a blank map."""
-    total = float(values.double().abs().sum())
-    return float(values.double().clamp(max=0).abs().sum()) / total if total > 0 else 0.0
+    return float(negative_shares(values.reshape(1, -1)))
+
+
+def negative_shares(values: Tensor) -> Tensor:
+    """The same of each of several maps, ``[..., h, w] -> [...]``."""
+    values = values.double()
+    total = values.abs().sum(dim=(-2, -1))
+    against = values.clamp_max(0).abs().sum(dim=(-2, -1))
+    return (against / total.clamp_min(torch.finfo(total.dtype).tiny)).float()
 
 
 def rank_similarity(first: Tensor, second: Tensor) -> float:
-    """Spearman's rank correlation of two maps (ties share their mean rank); 0 where one of them is constant."""
+    """Spearman's rank correlation of two maps (ties share their mean rank).
+
+    0 where one of them is constant; NaN where one holds a number that is not finite, which has no rank.
+    """
     from scipy.stats import rankdata  # takes a second to import
 
+    if not bool(first.isfinite().all()) or not bool(second.isfinite().all()):
+        return math.nan
     ranks = [rankdata(np.asarray(m.detach().flatten().double().cpu())) for m in (first, second)]
     centred = [r - r.mean() for r in ranks]
     scale = math.sqrt(float((centred[0] ** 2).sum()) * float((centred[1] ** 2).sum()))

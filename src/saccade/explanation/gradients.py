@@ -22,14 +22,15 @@ from torch.overrides import TorchFunctionMode
 
 from saccade.errors import ConfigError, ExplainError
 from saccade.explanation.attribution import Attribution, ScoreFn
+from saccade.explanation.faithfulness import negative_shares
 from saccade.explanation.perturbation import BASELINES, Baseline, baseline_pixels, masks_at_once
-from saccade.explanation.record import Record, recording, unwrap
+from saccade.explanation.record import Record, mixing_layer, recording, refuse_batch_statistics, unwrap
 from saccade.types import ExplainSpec, ImageBatch
 
 BRIEF = 3
 """Samples or steps of a map that is only compared with another."""
 
-CPU_PIXELS = 1_000_000
+GRADIENT_CPU_PIXELS = 1_000_000
 """Pixels per forward and backward pass on a processor: twenty photographs of 224x224. More than without gradients: the
 activations leave the caches anyway, and the weights are put in order for fewer passes."""
 
@@ -66,7 +67,7 @@ class InputGradient:
         """Values on the canvas."""
         pixels = images.pixels.detach().float()
         values = torch.cat([(pixels * gradient).sum(dim=2) for gradient in pixel_gradients(model, images, scores)])
-        return Attribution(values, negative=negative_share(values))
+        return Attribution(values, negative=negative_shares(values))
 
 
 @dataclass(frozen=True)
@@ -101,23 +102,27 @@ class SmoothGrad:
     def __call__(
         self, model: nn.Module, images: ImageBatch, scores: Sequence[ScoreFn], spec: ExplainSpec
     ) -> Attribution:
-        """Values on the canvas; the error is the relative standard error of the mean gradient."""
+        """Values on the canvas; the error is the relative standard error of the mean gradient; one sample has none."""
         pixels = images.pixels.detach()
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(self.samples, *pixels.shape[1:], generator=generator).to(pixels)
         spread = pixels.amax(dim=(1, 2, 3), keepdim=True) - pixels.amin(dim=(1, 2, 3), keepdim=True)
         total = pixels.new_zeros(len(scores), *pixels.shape, dtype=torch.float32)
         squares = torch.zeros_like(total)
-        per_pass = masks_at_once(images, self.chunk, CPU_PIXELS)
+        per_pass = masks_at_once(images, self.chunk, GRADIENT_CPU_PIXELS)
         for part in torch.split(noise, per_pass):
             noisy = pixels[:, None] + self.sigma * spread[:, None] * part
             gradients = repeated_gradients(model, images, noisy, scores)
             total += gradients.sum(dim=2)
             squares += gradients.square().sum(dim=2)
         mean = total / self.samples
-        variance = (squares / self.samples - mean.square()).clamp_min(0) / self.samples
+        values = mean.abs().amax(dim=2)
+        if self.samples == 1:
+            return Attribution(values)
+        spread_of_one = (squares - self.samples * mean.square()).clamp_min(0) / (self.samples - 1)
+        variance = spread_of_one / self.samples  # of the mean
         error = variance.sum(dim=(2, 3, 4)).sqrt() / mean.flatten(2).norm(dim=2).clamp_min(1e-20)
-        return Attribution(mean.abs().amax(dim=2), error=error)
+        return Attribution(values, error=error)
 
 
 @dataclass(frozen=True)
@@ -162,20 +167,20 @@ class IntegratedGradients:
         points = torch.from_numpy((nodes + 1) / 2).to(pixels)
         shares = torch.from_numpy(weights / 2).to(pixels.device, torch.float32)
         mean = pixels.new_zeros(len(scores), *pixels.shape, dtype=torch.float32)
-        per_pass = masks_at_once(images, self.chunk, CPU_PIXELS)
+        per_pass = masks_at_once(images, self.chunk, GRADIENT_CPU_PIXELS)
         for part, share in zip(torch.split(points, per_pass), torch.split(shares, per_pass), strict=True):
             line = start[:, None] + part.view(-1, 1, 1, 1) * (pixels - start)[:, None]
             mean += (repeated_gradients(model, images, line, scores) * share.view(-1, 1, 1, 1)).sum(dim=2)
         values = ((pixels - start).float() * mean).sum(dim=2)
         if not self.has_gap:
-            return Attribution(values, negative=negative_share(values))
+            return Attribution(values, negative=negative_shares(values))
         with recording(model, with_gradients=False) as record:
             record.run(images)
             difference = record.scores(scores)
             record.run(images.with_pixels(start))
             difference = difference - record.scores(scores)
         gap = (values.sum(dim=(2, 3)) - difference).abs() / difference.abs().clamp_min(1e-6)
-        return Attribution(values, error=gap, negative=negative_share(values))
+        return Attribution(values, error=gap, negative=negative_shares(values))
 
 
 @dataclass(frozen=True)
@@ -230,16 +235,18 @@ def pixel_gradients(
 
 
 def repeated_gradients(model: nn.Module, images: ImageBatch, copies: Tensor, scores: Sequence[ScoreFn]) -> Tensor:
-    """Gradients at S variants of every picture: ``copies [B, S, 3, H, W]`` -> ``[T, B, S, 3, H, W]`` float32."""
-    batch = images.with_pixels(copies.flatten(0, 1)).channels_last()
-    gradients = torch.cat(list(pixel_gradients(model, batch, scores)))
-    return gradients.reshape(len(scores), *copies.shape)
+    """Gradients at S variants of every picture: ``copies [B, S, 3, H, W]`` -> ``[T, B, S, 3, H, W]`` float32.
 
-
-def negative_share(values: Tensor) -> Tensor:
-    """Share of the absolute evidence that is negative, ``[T, B, h, w] -> [T, B]``; zero where there is none at all."""
-    total = values.abs().sum(dim=(-2, -1))
-    return values.clamp_max(0).abs().sum(dim=(-2, -1)) / total.clamp_min(torch.finfo(total.dtype).tiny)
+    Raises:
+        ExplainError: where there are several pictures and the model mixes those of a batch.
+    """
+    if len(images) > 1:
+        refuse_batch_statistics(model)
+    pixels, parts = copies.flatten(0, 1), []
+    for part in torch.split(pixels, len(pixels) if mixing_layer(model) is None else 1):
+        batch = images.with_pixels(part).channels_last()
+        parts.append(torch.cat(list(pixel_gradients(model, batch, scores))))
+    return torch.cat(parts, dim=1).reshape(len(scores), *copies.shape)
 
 
 def _pixels(record: Record) -> Tensor:
@@ -273,7 +280,8 @@ class _GuidedReLU(torch.autograd.Function):
 class _GuidedMode(TorchFunctionMode):
     """Replaces every ReLU, module or function, in place or not, for the length of a block."""
 
-    _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+    _IN_PLACE = (F.relu_, torch.relu_, Tensor.relu_)
+    _RELUS = (F.relu, torch.relu, Tensor.relu, *_IN_PLACE)
 
     def __init__(self) -> None:
         super().__init__()
@@ -286,4 +294,10 @@ class _GuidedMode(TorchFunctionMode):
         if func not in self._RELUS:
             return func(*args, **kwargs)
         self.count += 1
-        return _GuidedReLU.apply(args[0] if args else kwargs["input"])
+        given: Tensor = args[0] if args else kwargs["input"]
+        is_in_place = kwargs.get("inplace", len(args) > 1 and args[1]) if func is F.relu else func in self._IN_PLACE
+        if not is_in_place:
+            return _GuidedReLU.apply(given)
+        # Whoever calls it as a statement goes on with what was given; what is rectified is a copy, because the backward
+        # pass needs it as it was.
+        return given.copy_(_GuidedReLU.apply(given.clone()))

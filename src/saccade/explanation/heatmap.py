@@ -192,11 +192,11 @@ def shared_scale(heatmaps: Sequence[Heatmap]) -> float:
     """
     if not heatmaps:
         raise InputError("there are no maps to share a scale", expected="at least one")
-    for what in ("model", "weights", "method", "layer"):
+    for what, plural in (("model", "models"), ("weights", "weights"), ("method", "methods"), ("layer", "layers")):
         several = sorted({str(heat.manifest.get(what)) for heat in heatmaps})
         if len(several) > 1:
             raise InputError(
-                f"maps of different {what}s share no scale: {', '.join(several)}",
+                f"maps of different {plural} share no scale: {', '.join(several)}",
                 where="scale",
                 expected="maps of one model, method and layer",
             )

@@ -99,10 +99,14 @@ class AttentionWatch(TorchFunctionMode):
         return self._take(self._paths[-1], logits.softmax(dim=-1)) @ value
 
     def _attend_packed(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """``nn.MultiheadAttention``; anything but plain self-attention keeps to its own road and goes unrecorded."""
+        """``nn.MultiheadAttention``, step by step where one matrix projects queries, keys and values.
+
+        With masks, or with keys and values that are added to those given, it keeps to its own road and goes unrecorded.
+        """
         given = dict(zip(_PACKED, args, strict=False)) | kwargs
         extras = ("bias_k", "bias_v", "key_padding_mask", "attn_mask", "static_k", "static_v")
-        if given.get("in_proj_weight") is None or query.ndim != 3 or any(given.get(e) is not None for e in extras):
+        is_special = given.get("add_zero_attn") or any(given.get(extra) is not None for extra in extras)
+        if given.get("in_proj_weight") is None or query.ndim != 3 or is_special:
             return F.multi_head_attention_forward(query, key, value, *args, **kwargs)
         weights = given["in_proj_weight"].chunk(3)
         biases = (None, None, None) if given["in_proj_bias"] is None else given["in_proj_bias"].chunk(3)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import torch
@@ -22,16 +21,17 @@ from torch import Tensor
 from saccade.data.decode import read_image
 from saccade.errors import ConfigError, ExplainError, InputError
 from saccade.explanation.adapt import model_device
+from saccade.explanation.attribution import ScoreFn
 from saccade.explanation.boxes import Found, Watched
 from saccade.explanation.boxquestions import BoxQuestions
-from saccade.explanation.boxscores import SIDES, Side
+from saccade.explanation.boxscores import SIDES, AskedBox, DetectionScore, Side, SideScore
 from saccade.explanation.cam import GradCAM, HiResCAM, LayerCAM, grid_layer
-from saccade.explanation.explain import Subject
+from saccade.explanation.explain import Subject, blank_reason, manifest
+from saccade.explanation.faithfulness import negative_shares
 from saccade.explanation.fired import Fired
-from saccade.explanation.gradients import negative_share
 from saccade.explanation.heatmap import Heatmap
 from saccade.explanation.methods import method as named_method
-from saccade.explanation.record import Record, recording
+from saccade.explanation.record import Record, exact, recording
 from saccade.models.detector import Detector, Origin
 from saccade.ops.boxes import map_to_original
 from saccade.ops.image import to_original
@@ -159,6 +159,12 @@ class _Objects:
     def __len__(self) -> int:
         return len(self.sources)
 
+    def score(self, index: int) -> ScoreFn:
+        """What is asked about an object, for the manifest, which does not need its pixels."""
+        none = torch.zeros(0, 0, dtype=torch.bool)
+        asked = AskedBox(self.boxes[index], int(self.given.labels[index]), int(self.sources[index]), none)
+        return DetectionScore(asked) if self.side is None else SideScore(asked, self.side)
+
     def words(self, index: int) -> str:
         """The question about an object, as ``explain`` words it."""
         label = int(self.given.labels[index])
@@ -184,7 +190,8 @@ def _local(record: Record, asked: _Objects, chosen: Method, rows: Rows | None) -
             if swept is not None and rows is not None:
                 total = rows.again(seen, record.outputs.outputs, asked.sources[group])
                 weights = swept[group]
-            (gradient,) = torch.autograd.grad(total, [seen[layer]], weights, retain_graph=rows is None)
+            with exact():
+                (gradient,) = torch.autograd.grad(total, [seen[layer]], weights, retain_graph=rows is None)
             for index in group:
                 place = members.index(index)
                 values[place], negative[place] = _within(chosen, maps, gradient[0].float(), windows[index])
@@ -206,6 +213,7 @@ def _swept(record: Record, asked: _Objects, rows: Tensor) -> Tensor:
     return swept
 
 
+@exact()
 def _within(chosen: Method, maps: Tensor, gradient: Tensor, window: Window) -> tuple[Tensor, float]:
     """The evidence ``[h, w]`` of an object whose gradient ``[C, h, w]`` is all in a window, and its negative share."""
     rows, columns = slice(window.top, window.bottom), slice(window.left, window.right)
@@ -213,12 +221,13 @@ def _within(chosen: Method, maps: Tensor, gradient: Tensor, window: Window) -> t
     if isinstance(chosen, GradCAM):
         weights = own.sum(dim=(1, 2)) / (maps.shape[1] * maps.shape[2])
         values = torch.einsum("c,chw->hw", weights, maps)
-        return values, float(negative_share(values))
+        return values, float(negative_shares(values))
     values = maps.new_zeros(maps.shape[1:])
     values[rows, columns] = chosen.combine(maps[None, :, rows, columns], own[None, None])[0, 0]
-    return values, float(negative_share(values))
+    return values, float(negative_shares(values))
 
 
+@exact()
 def _dense(record: Record, asked: _Objects, chosen: Method, layer: str) -> list[_Maps]:
     """Evidence at one layer that every object may read all of."""
     maps = record.grid(layer)
@@ -226,7 +235,7 @@ def _dense(record: Record, asked: _Objects, chosen: Method, layer: str) -> list[
     for (gradients,) in record.gradients_of(asked.totals, [record.all_seen()[layer]], AT_ONCE):
         parts.append(chosen.combine(maps, record.as_grid(layer, gradients))[:, 0])
     values = torch.cat(parts)
-    return [_Maps(values, negative_share(values), [*range(len(asked))], layer)]
+    return [_Maps(values, negative_shares(values), [*range(len(asked))], layer)]
 
 
 def _window(origin: Origin, grid: tuple[int, int], canvas: tuple[int, int]) -> Window:
@@ -265,20 +274,20 @@ def _is_apart(one: Window, other: Window) -> bool:
     return one.bottom <= other.top or other.bottom <= one.top or one.right <= other.left or other.right <= one.left
 
 
+@exact()
 def _heatmaps(
     subject: Subject, images: ImageBatch, picture: Tensor, asked: _Objects, chosen: Method, parts: Sequence[_Maps]
 ) -> list[Heatmap]:
     canvas, geometry = (int(images.pixels.shape[-2]), int(images.pixels.shape[-1])), images.geometries[0]
     boxes = map_to_original(asked.boxes, geometry)
     regions = _regions(asked.boxes, canvas, images)
-    versions = {"saccade": version("saccade"), "torch": torch.__version__}
     heatmaps: dict[int, Heatmap] = {}
     for part in parts:
         values = part.values if chosen.is_signed else part.values.clamp_min(0)
         if not values.isfinite().all():
             raise ExplainError(f"method {chosen.name!r} gave values that are not finite", remedy="try float32 weights")
         original, seen = to_original(values, canvas, geometry)
-        explainer = repr(replace(chosen, layer=part.layer))
+        explainer = replace(chosen, layer=part.layer)
         for place, index in enumerate(part.members):
             origin = asked.origins[index]
             cell = None if origin.box is None else map_to_original(origin.box.cpu().float()[None], geometry)[0]
@@ -289,22 +298,15 @@ def _heatmaps(
                 is_signed=chosen.is_signed,
                 is_class_agnostic=chosen.is_class_agnostic,
                 name=chosen.name,
-                method=explainer,
+                method=repr(explainer),
                 of=asked.words(index),
                 score=float(asked.totals[index].detach()),
                 layer=part.layer,
                 negative=float(part.negative[place]),
-                blank=None if values[place].any() else "no evidence at this layer speaks for it",
+                blank=blank_reason(values[place], float(part.negative[place])),
                 region=regions[index],
                 fired=Fired(origin.words, boxes[index], cell),
-                manifest={
-                    "model": subject.name,
-                    "method": explainer,
-                    "source": int(asked.sources[index]),
-                    "layer": subject.spec.layers[part.layer].path,
-                    "canvas": list(canvas),
-                    **versions,
-                },
+                manifest=manifest(subject, explainer, images, asked.score(index), part.layer),
             )
     return [heatmaps[index] for index in range(len(asked))]
 

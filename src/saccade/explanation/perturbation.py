@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from saccade.errors import ConfigError, ExplainError
 from saccade.explanation.attribution import Attribution, ScoreFn
 from saccade.explanation.boxes import enough_for
-from saccade.explanation.record import undisturbed
+from saccade.explanation.record import exact, mixing_layer, refuse_batch_statistics, undisturbed
 from saccade.explanation.rounded import TRIAL, agrees, can_round, quick_copy, rounding
 from saccade.explanation.scores import when_hidden
 from saccade.types import ExplainSpec, ImageBatch
@@ -32,7 +32,7 @@ Baseline = Literal["mean", "blur", "black"]
 
 BASELINES: tuple[Baseline, ...] = ("mean", "blur", "black")
 Precision = Literal["auto", "float32"]
-"""Of scores under random masks."""
+"""What the model may compute in: with ``auto`` also in bfloat16, where that was measured to change little."""
 
 CPU_PIXELS = 400_000
 """Pixels per forward pass on a processor: eight photographs of 224x224, and no fewer icons than asked for."""
@@ -112,17 +112,27 @@ def masked_scores(
         masks: chunks ``[B or 1, m, H, W]`` of numbers from 0 (hidden) to 1 (kept).
         scores: what is asked of the outputs, in the form for changed pictures.
         is_rounded: let the model compute in bfloat16.
+
+    Raises:
+        ExplainError: where there are several pictures and the model mixes those of a batch.
     """
     pixels = images.pixels.detach()
     scores = [when_hidden(score) for score in scores]
+    if len(images) > 1:
+        refuse_batch_statistics(model)
+    # Differently hidden copies of one picture would be normalised with each other's colours.
+    together = 1 if mixing_layer(model) is not None else None
     model = enough_for(model, scores)
     for chunk in masks:
         kept = chunk.to(pixels.device, pixels.dtype)[:, :, None]  # [B or 1, m, 1, H, W]
         blended = torch.lerp(baseline[:, None], pixels[:, None], kept).flatten(0, 1)
+        seen = []
         with torch.no_grad():
-            with rounding(pixels.device, is_on=is_rounded):
-                outputs = model(images.with_pixels(blended).channels_last())
-            yield torch.stack([score(outputs).float().reshape(len(images), -1) for score in scores])
+            for part in torch.split(blended, together or len(blended)):
+                with rounding(pixels.device, is_on=is_rounded):
+                    outputs = model(images.with_pixels(part).channels_last())
+                seen.append(torch.stack([score(outputs).float() for score in scores]))
+        yield torch.cat(seen, dim=1).reshape(len(scores), len(images), -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +191,8 @@ class Occlusion:
                 area = covered.sum((-2, -1))  # [B, m]
                 seen = next(masked_scores(model, images, baseline, [1 - hidden[None]], scores))
                 drop = (whole - seen) / area.clamp(min=1)
-                total += torch.einsum("tbm,bmhw->tbhw", drop, covered)
+                with exact():
+                    total += torch.einsum("tbm,bmhw->tbhw", drop, covered)
                 times += covered.sum(1)
             return Attribution(total / times.clamp(min=1))
 
@@ -260,7 +271,8 @@ class RISE:
         while done < self.num_masks:
             count = min(at_once, self.num_masks - done)
             masks, chunk = scores_under(done, count, is_rounded=is_rounded)
-            weighted += torch.einsum("tbm,mhw->tbhw", chunk, masks)
+            with exact():
+                weighted += torch.einsum("tbm,mhw->tbhw", chunk, masks)
             shown += masks.sum(0)
             pooled.append(_pooled(masks))
             seen.append(chunk)
@@ -343,13 +355,17 @@ def draw_masks(count: int, grid: int, keep: float, generator: torch.Generator) -
     return MaskDraws(tosses, torch.rand(count, 2, generator=generator))
 
 
+@exact()
 def rise_values(masks: Tensor, seen: Tensor, *, is_centred: bool = True) -> Tensor:
     """The RISE map ``[T, B, H, W]`` of masks ``[M, H, W]`` and the scores ``[T, B, M]`` they left."""
     return _estimate(torch.einsum("tbm,mhw->tbhw", seen, masks), masks.sum(0), seen, is_centred=is_centred)
 
 
+@exact()
 def standard_error(masks: Tensor, seen: Tensor) -> Tensor:
     """Relative Monte-Carlo error ``[T, B]`` of a centred RISE map: root mean square of its standard error over its own.
+
+    Where the map is nothing but rounding the error is infinite, or NaN where there is none to be told either.
 
     Args:
         masks: ``[M, ...]`` shares shown of some places.
@@ -370,7 +386,11 @@ def standard_error(masks: Tensor, seen: Tensor) -> Tensor:
             influence = (flat / share) * (here - ratio[row, column]) - (here - mean[row, column])
             squared[row, column] = influence.var(dim=0) / count
     size = (ratio - mean).square().mean(-1).sqrt()
-    return (squared.mean(-1).sqrt() / size.clamp(min=1e-12)).where(size > 1e-9, 0.0).float()
+    error = squared.mean(-1).sqrt()
+    # Rounding in the sums above, relative to what was summed: scores may be of any scale.
+    rounding_size = 1e-12 * seen.abs().amax(-1)
+    size, error = (torch.where(number > rounding_size, number, 0.0) for number in (size, error))
+    return (error / size).float()
 
 
 def _estimate(weighted: Tensor, shown: Tensor, seen: Tensor, *, is_centred: bool) -> Tensor:

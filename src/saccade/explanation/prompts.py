@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from saccade.explanation.attribution import Attribution, Explainer
 from saccade.explanation.questions import Asked, Question
+from saccade.explanation.record import exact
 from saccade.explanation.scores import class_score
 from saccade.ops.image import Preprocess
 from saccade.types import Classes, ImageBatch
 
-SAME = 0.95
+ALIKE = 0.95
 """Correlation of two prompts' maps from which on a map is said to hardly depend on the prompt."""
 
 NEUTRAL = "something"
@@ -75,7 +76,8 @@ def contrasts_of(model: nn.Module, explainer: Explainer, asked: Sequence[Asked])
     """What each question to a model is checked with; None where the model or the method takes no words."""
     if not isinstance(model, Prompted) or explainer.is_class_agnostic or len(model.classes) < 2:
         return [None] * len(asked)
-    alike = model.weight.float() @ model.weight.float().T
+    with exact():
+        alike = model.weight.float() @ model.weight.float().T
     contrasts: list[Contrast | None] = []
     for question in asked:
         label, against = question.key
@@ -109,7 +111,7 @@ def noted(known: Mapping[Asked, Attribution], question: Asked, contrast: Contras
     if contrast is None:
         return found
     correlation = correlated(known[contrast.own].values, known[contrast.other].values)
-    if correlation is None or correlation < SAME:
+    if correlation is None or correlation < ALIKE:
         return found
     note = f"the map hardly depends on the prompt: that of {contrast.words!r} is nearly the same"
     return replace(found, notes=(*found.notes, f"{note} (correlation {correlation:.2f})"))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from saccade.errors import ConfigError, ExplainError
 from saccade.explanation.attribution import Attribution, ScoreFn
 from saccade.explanation.boxscores import places_of
-from saccade.explanation.record import Record, recording
+from saccade.explanation.record import Record, exact, recording
 from saccade.types import AttentionSite, ExplainSpec, GridLayer, ImageBatch, QueryLayer, QueryLooks
 
 Grid = tuple[int, int]
@@ -94,6 +94,7 @@ def query_relevance(model: nn.Module, images: ImageBatch, scores: Sequence[Score
     return Attribution(_laid(torch.cat(parts), grids))
 
 
+@exact()
 def asked_rows(own: Sequence[Tensor], start: Tensor) -> list[Tensor]:
     """How much each query counts for the asked one where it looks at the picture, ``[..., Q]``, layer by layer.
 
@@ -114,6 +115,7 @@ def asked_rows(own: Sequence[Tensor], start: Tensor) -> list[Tensor]:
     return rows[::-1]
 
 
+@exact()
 def through_encoder(cells: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """Relevance of encoded cells ``[..., K]`` handed on to the cells that they were made of ``[..., K]``."""
     if not matrices:
@@ -200,6 +202,7 @@ def spec_grids(spec: ExplainSpec, images: ImageBatch) -> Sequence[Grid]:
     return looks_of(spec).grids(_canvas(images))
 
 
+@exact()
 def _gathered(rows: Tensor, weights: Tensor, points: Tensor | None, grids: Sequence[Grid]) -> Tensor:
     """What some queries gathered, ``[t, B, cells]``.
 

@@ -8,6 +8,7 @@ H, W canvas
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from saccade.errors import InputError
 from saccade.explanation.attribution import ScoreFn
+from saccade.explanation.boxscores import SIDES
 from saccade.explanation.scores import (
     class_score,
     contrast_score,
@@ -45,8 +47,9 @@ then why that number is what it is.
 """
 
 _PIXEL = re.compile(r"\s*(\d+)\s*,\s*(\d+)\s*")
-_BOX = re.compile(r"(box|mask)\s*[:#]?\s*\d+(\s*/\s*(left|top|right|bottom))?", re.IGNORECASE)
 _COMPONENT = re.compile(r"component\s*[:#]?\s*(\d+)", re.IGNORECASE)
+BOX = re.compile(r"(box|mask)\s*[:#]?\s*(\d+)(?:\s*/\s*(\w+))?", re.IGNORECASE)
+"""An object, one of its sides, or its mask, such as ``box:3/left``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +73,20 @@ class Asked:
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+
+def plain(question: Question) -> Question:
+    """A question as it is, but whole numbers of other libraries (``np.int64``, a tensor of one) as Python's own."""
+    if (
+        isinstance(question, str | int | tuple)
+        or callable(question)
+        or (isinstance(question, Tensor) and question.ndim)
+    ):
+        return question
+    try:
+        return operator.index(question)  # type: ignore[arg-type]
+    except TypeError:
+        return question
 
 
 def described(score: ScoreFn) -> str:
@@ -256,7 +273,8 @@ def check_question(question: str, classes: Classes, *, has_regions: bool, has_bo
     """
     if question in classes.names or (has_regions and not isinstance(_parsed(question), str)):
         return
-    if has_boxes and _BOX.fullmatch(question.strip()):
+    box = BOX.fullmatch(question.strip()) if has_boxes else None
+    if box is not None and (box[3] is None or box[3].lower() in SIDES):
         return
     classes.id(question)
 

@@ -60,7 +60,7 @@ class Record:
         """One forward pass; returns the raw outputs."""
         self._seen.clear()
         if len(images) > 1:
-            _refuse_batch_statistics(self._model)
+            refuse_batch_statistics(self._model)
         self._canvas = (int(images.pixels.shape[-2]), int(images.pixels.shape[-1]))
         # A clone is an ordinary tensor even where the caller made the pixels in inference mode.
         self.pixels = images.pixels.detach().clone()
@@ -153,7 +153,16 @@ class Record:
         return self._canvas
 
     def take(self, name: str, activation: Tensor) -> Tensor:
-        """Keep an activation and return what the model goes on with; of several calls of a layer the last counts."""
+        """Keep an activation and return what the model goes on with; of several calls of a layer the last counts.
+
+        Raises:
+            ExplainError: where it holds no real numbers, unless this is a survey.
+        """
+        if not activation.is_floating_point():
+            # Which expert, which class: nothing to be read as evidence, and no gradient leads to it.
+            if self.is_survey:
+                return activation
+            raise _no_numbers(f"numbers of type {str(activation.dtype).removeprefix('torch.')}", name)
         self._seen.pop(name, None)
         if not self._with_gradients:
             self._seen[name] = activation.detach().clone()
@@ -246,6 +255,20 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 torch.cuda.set_rng_state_all(device_states)
 
 
+@contextmanager
+def exact() -> Iterator[None]:
+    """The caller's autocast is off for the block, or the function: maps are put together in float32.
+
+    Autocast is about the model. Sums of scores over hundreds of masks, or of products over channels, would lose in
+    eight bits what they are about.
+    """
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The user's own module inside ``torch.compile``, DataParallel or DistributedDataParallel wrappers."""
     while True:
@@ -255,6 +278,41 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model.module
         else:
             return model
+
+
+def mixing_layer(model: nn.Module) -> str | None:
+    """A batch norm without running statistics: it mixes the pictures of a batch, and their gradients; None: no such."""
+    for name, module in unwrap(model).named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            return str(name)
+    return None
+
+
+def refuse_batch_statistics(model: nn.Module) -> None:
+    """Refuse a model in which the pictures of a batch influence each other.
+
+    Raises:
+        ExplainError: naming the layer.
+    """
+    name = mixing_layer(model)
+    if name is not None:
+        raise ExplainError(
+            "this layer normalises with the statistics of the batch, so pictures influence each other",
+            where=f"layer {name!r}",
+            expected="running statistics",
+            remedy="explain one picture at a time",
+        )
+
+
+@contextmanager
+def counting(model: nn.Module) -> Iterator[list[int]]:
+    """Collects how many pictures go through a model in each of its passes."""
+    counts: list[int] = []
+    handle = unwrap(model).register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+    try:
+        yield counts
+    finally:
+        handle.remove()
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
@@ -308,14 +366,19 @@ def _take_first(record: Record, name: str, value: Any) -> Any:
         return type(value)(members)
     if record.is_survey:
         return value
-    raise ExplainError(
-        f"the layer gives a {type(value).__name__}",
+    raise _no_numbers(f"a {type(value).__name__}", name)
+
+
+def _no_numbers(what: str, name: str) -> ExplainError:
+    return ExplainError(
+        f"the layer gives {what}",
         where=f"layer {name!r}",
-        expected="a tensor, or a tuple whose first member is one",
+        expected="a tensor of floating-point numbers, or a tuple whose first member is one",
         remedy="choose a layer inside it",
     )
 
 
+@exact()
 def _batched_gradient(totals: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Gradients ``[t, *tensor.shape]`` of t scalars in one sweep; zeros where a tensor plays no part."""
     count = len(totals)
@@ -343,18 +406,6 @@ def _batched_gradient(totals: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor
 
 def _filled(gradient: Tensor | None, tensor: Tensor, count: int) -> Tensor:
     return tensor.new_zeros((count, *tensor.shape)) if gradient is None else gradient
-
-
-def _refuse_batch_statistics(model: nn.Module) -> None:
-    """A norm without running statistics mixes the pictures of a batch, and the gradients of each with the others'."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise ExplainError(
-                "this layer normalises with the statistics of the batch, so pictures influence each other",
-                where=f"layer {name!r}",
-                expected="running statistics",
-                remedy="explain one picture at a time",
-            )
 
 
 def _uses_cuda() -> bool:

@@ -11,13 +11,15 @@ T scores · B images · M masks · h, w grid
 
 from __future__ import annotations
 
-import copy
 from contextlib import AbstractContextManager, nullcontext
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from saccade.errors import ExplainError
+from saccade.explanation.copies import deep_copy
 from saccade.nn.fuse import fuse_batch_norms
 
 TRIAL = 16
@@ -61,9 +63,13 @@ def quick_copy(model: nn.Module) -> nn.Module:
     is_compiled = any(hasattr(part, "_orig_mod") for part in parts)
     if is_compiled or not any(isinstance(part, nn.BatchNorm2d) for part in parts):
         return model
+    convolutions = [part for part in parts if isinstance(part, nn.Conv2d)]
+    if any(part._forward_pre_hooks or is_parametrized(part) for part in convolutions):
+        # Their weights are made anew in every pass (weight_norm, spectral_norm), which would undo the folding.
+        return model
     try:
-        copied = copy.deepcopy(model)
-    except (RuntimeError, TypeError):  # tensors with a history, handles of files or processes
+        copied = deep_copy(model)
+    except ExplainError:
         return model
     return copied if fuse_batch_norms(copied) else model
 

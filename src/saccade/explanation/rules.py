@@ -6,6 +6,7 @@ where each comes from, and ``benchmarks/verdict_calibration.py`` how often the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -16,6 +17,17 @@ Status = Literal["supported", "weak", "failed"]
 
 Figures = Mapping[str, float]
 """What was measured of one map, by name; what could not be measured is missing."""
+
+NEEDED = (
+    "score_range",
+    "deletion",
+    "insertion",
+    "deletion_random",
+    "advantage",
+    "advantage_chance",
+    "advantage_centre",
+)
+"""Figures without which nothing can be said."""
 
 EVEN = 0.8
 """A map whose lowest value is more than this share of its highest looks like one flat colour; that is remarked on."""
@@ -69,13 +81,19 @@ def rule(figures: Figures, lines: Lines, *, is_class_agnostic: bool = False) -> 
     """The verdict on a map that can be read.
 
     Args:
-        figures: ``deletion``, ``insertion``, ``deletion_random``, ``score_range``, ``advantage``, ``advantage_chance``
-            and ``advantage_centre`` at least; see ``Verdict``.
+        figures: those of ``NEEDED`` at least; see ``Verdict``. A number that is not finite was not measured.
         lines: where the lines are drawn.
         is_class_agnostic: whether the method ignores what was asked.
     """
+    is_error_unknown = not math.isfinite(figures.get("error", 0.0))
+    figures = measured(figures)
+    # No comparison with a number that is none is ever true, so no line below would find it out.
+    if any(name not in figures for name in NEEDED):
+        return Ruling("failed", ("the score is not a number where parts of the picture are hidden",))
     failures = [*_of_the_model(figures, lines), *_of_the_map(figures, lines)]
     doubts = [*_of_the_method(is_class_agnostic), *_doubts(figures, lines)]
+    if is_error_unknown:
+        doubts.append("the method cannot tell its own error")
     remarks = _remarks(figures)
     if failures:
         return Ruling("failed", (*failures, *doubts, *remarks))
@@ -83,6 +101,11 @@ def rule(figures: Figures, lines: Lines, *, is_class_agnostic: bool = False) -> 
         return Ruling("weak", (*doubts, *remarks))
     praise = f"hiding what it points at moves the score {figures['advantage']:.2f} of its range more than chance"
     return Ruling("supported", (praise, *remarks))
+
+
+def measured(figures: Figures) -> dict[str, float]:
+    """The figures that are finite numbers."""
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def has_learned(figures: Figures, lines: Lines) -> bool:

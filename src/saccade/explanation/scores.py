@@ -134,6 +134,12 @@ def when_hidden(score: ScoreFn) -> ScoreFn:
     return hidden
 
 
+def unbounded(score: ScoreFn) -> ScoreFn:
+    """The form of a score that a softmax may be taken of: its ``unbounded`` (of shares), or the score itself."""
+    free: ScoreFn = getattr(score, "unbounded", score)
+    return free
+
+
 def region_of(score: ScoreFn) -> Tensor | None:
     """The region ``[H, W]`` bool of the canvas that a score is about; None where it is about the whole picture."""
     mask = getattr(score, "mask", None)

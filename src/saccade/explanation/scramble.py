@@ -9,18 +9,19 @@ arXiv 1810.03292), whose scale may be far from that of the weights under test.
 
 from __future__ import annotations
 
-import copy
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saccade.explanation.copies import deep_copy
 from saccade.explanation.record import unwrap
 
 Extent = Literal["rows", "all"]
 """``all`` shuffles every tensor wholly, norms and their statistics too; ``rows`` shuffles the weights of each output
-channel among themselves and leaves norms alone, so that activations keep their scale."""
+channel (of a transposed convolution: each input channel) among themselves and leaves norms alone, so that activations
+keep their scale."""
 
 
 def scrambled(model: nn.Module, extent: Extent, seed: int, *, is_late: bool = False) -> nn.Module:
@@ -35,11 +36,14 @@ def scrambled(model: nn.Module, extent: Extent, seed: int, *, is_late: bool = Fa
         seed: of the private random generator.
         is_late: only the later half of the weight tensors, in the order in which the modules were made; the first
             layers keep what they learned.
+
+    Raises:
+        ExplainError: where the model cannot be copied.
     """
     random = np.random.default_rng(seed)
     # A copy made in the caller's inference mode could never be differentiated.
     with torch.inference_mode(False), torch.no_grad():
-        other = copy.deepcopy(unwrap(model)).eval().requires_grad_(False)
+        other = deep_copy(unwrap(model)).eval().requires_grad_(False)
         kept = _first_modules(other) if is_late else set()
         for name, tensor in [*other.named_parameters(), *other.named_buffers()]:
             if not tensor.is_floating_point() or tensor.numel() < 2 or name.rpartition(".")[0] in kept:
@@ -58,7 +62,10 @@ def _first_modules(model: nn.Module) -> set[str]:
 
 
 def _rows(tensor: Tensor) -> int:
-    """Output channels of a weight; 1 for vectors and for what has a single row, which ``rows`` leaves alone."""
+    """Rows of a weight: its output channels, of a transposed convolution its input channels.
+
+    1 for vectors and for what has a single row, which ``rows`` leaves alone.
+    """
     return tensor.shape[0] if tensor.ndim > 1 and tensor.numel() > tensor.shape[0] else 1
 
 

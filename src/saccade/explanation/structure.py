@@ -6,7 +6,7 @@ complete independence in high dimensions"; the sum is that of the fourth powers 
 random matrices are those of Marchenko and Pastur 1967). Training makes rows alike, and the sum leaves those limits by
 tens of spreads after some hundred steps. Rows that were shuffled, each within itself, are independent again.
 
-R rows (output channels) · C columns
+R rows (output channels; input channels of a transposed convolution) · C columns
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from saccade.explanation.record import exact
 
 LEAST = 8
 """Rows and columns below which a matrix says nothing: the limits hold for large ones."""
@@ -47,11 +49,12 @@ def structure(model: nn.Module) -> float | None:
     return sum(min(max(excess, low), high) for excess in found) / math.sqrt(len(found))
 
 
+@exact()
 def row_excess(weight: Tensor) -> float | None:
     """How far the squared correlations of the rows lie above what independent rows have, in spreads.
 
     Args:
-        weight: output channels first; everything behind them is one row.
+        weight: output channels first, of a transposed convolution input channels; everything behind them is one row.
 
     Returns:
         About normal with mean 0 and spread 1 for independent draws; None where the matrix is too small to tell.

@@ -27,7 +27,7 @@ from saccade.types import AttentionSite, ExplainSpec, GridLayer, ImageBatch
 MAX_PREFIX = 16
 """More tokens than this before the patches are no class token and registers."""
 
-PROBES = ((0, 3), (1, 6), (2, 1), (3, 4), (4, 7), (5, 0), (6, 5), (7, 2))
+PROBED = ((0, 3), (1, 6), (2, 1), (3, 4), (4, 7), (5, 0), (6, 5), (7, 2))
 """Where the picture is changed, in eighths down and right: rows and columns hardly correlate."""
 
 SAME_PLACE = 0.75
@@ -99,7 +99,7 @@ class Survey:
         moved: dict[str, list[list[Tensor]]] = {path: [[] for _ in several] for path, several in ways.items()}
         down, right = self.canvas[0] // 8, self.canvas[1] // 8
         with recording(self._model, self._layers, with_gradients=False, is_survey=True) as record:
-            for row, column in PROBES:
+            for row, column in PROBED:
                 pixels = self._images.pixels.detach().clone()
                 part = pixels[..., row * down : (row + 1) * down, column * right : (column + 1) * right]
                 # Within the range of the picture: a model may refuse, or saturate at, what is no colour.
@@ -115,7 +115,7 @@ class Survey:
         verified: dict[str, GridLayer] = {}
         for path, several in ways.items():
             for found, layer in zip(moved[path], several, strict=True):
-                if len(found) == len(PROBES) and _follows(torch.stack(found)):
+                if len(found) == len(PROBED) and _follows(torch.stack(found)):
                     verified.setdefault(path, layer)
         return verified
 
@@ -299,14 +299,14 @@ def _follows(changes: Tensor) -> bool:
     relative = changes / changes.mean(0).clamp_min(torch.finfo(torch.float64).tiny)
     height, width = changes.shape[1:]
     hits = 0
-    for (row, column), change in zip(PROBES, relative, strict=True):
+    for (row, column), change in zip(PROBED, relative, strict=True):
         peak = int(change.argmax())
         down, right = (peak // width + 0.5) / height, (peak % width + 0.5) / width
         # Half a square of the probe, half a cell, and a neighbour on either side.
         near_row = abs(down - (row + 0.5) / 8) <= 1.5 / 8 + 0.5 / height
         near_column = abs(right - (column + 0.5) / 8) <= 1.5 / 8 + 0.5 / width
         hits += near_row and near_column and bool(change.any())
-    return hits >= SAME_PLACE * len(PROBES)
+    return hits >= SAME_PLACE * len(PROBED)
 
 
 def _logits(outputs: Any) -> Tensor | None:

@@ -16,6 +16,7 @@ from saccade.errors import ExplainError
 from saccade.explanation.attribution import ScoreFn
 from saccade.explanation.boxes import enough_for
 from saccade.explanation.faithfulness import keep_masks, mirrored_ties, orders
+from saccade.explanation.record import mixing_layer
 from saccade.explanation.scores import logits_of, when_hidden
 from saccade.types import ImageBatch
 
@@ -35,12 +36,18 @@ class Answers(NamedTuple):
 
 def answers_of(model: nn.Module, images: ImageBatch, probes: Tensor, scores: Sequence[ScoreFn]) -> Answers:
     """The answers to probes ``[B, probes, 3, H, W]`` of the pictures; the first probe is the whole picture."""
+    pixels, found, is_logits = probes.flatten(0, 1), [], True
+    asked = enough_for(model, scores)
     with torch.no_grad():
-        outputs = enough_for(model, scores)(images.with_pixels(probes.flatten(0, 1)))
-        try:
-            values, is_logits = logits_of(outputs)[None], True
-        except ExplainError:
-            values, is_logits = torch.stack([when_hidden(score)(outputs) for score in scores])[..., None], False
+        # Where the pictures of a batch are mixed, probes are kept apart.
+        for part in torch.split(pixels, len(pixels) if mixing_layer(model) is None else 1):
+            outputs = asked(images.with_pixels(part))
+            try:
+                found.append(logits_of(outputs)[None])
+            except ExplainError:
+                found.append(torch.stack([when_hidden(score)(outputs) for score in scores])[..., None])
+                is_logits = False
+    values = torch.cat(found, dim=1)
     return Answers(values.double().cpu().reshape(len(values), *probes.shape[:2], -1), is_logits)
 
 

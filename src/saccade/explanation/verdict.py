@@ -14,9 +14,9 @@ T scores · B images · N cells · M masks · K classes · R shuffled copies
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -30,8 +30,8 @@ from saccade.explanation.attribution import Attribution, Explainer, ScoreFn
 from saccade.explanation.faithfulness import centre_map, counts_of, keep_masks, negative_share, rank_similarity
 from saccade.explanation.gradients import Gradient
 from saccade.explanation.perturbation import Baseline, baseline_pixels, masked_scores, masks_at_once
-from saccade.explanation.record import undisturbed, unwrap
-from saccade.explanation.rules import Lines, Status, rule
+from saccade.explanation.record import counting, undisturbed, unwrap
+from saccade.explanation.rules import Lines, Status, measured, rule
 from saccade.explanation.scores import region_of
 from saccade.explanation.scramble import Extent, scrambled
 from saccade.explanation.structure import structure
@@ -45,7 +45,7 @@ FEWEST_CELLS = 100
 """Cells of a map that a comparison with late copies takes: these still see where something is, and a map of fewer cells
 hardly says more."""
 
-PROBES = 4
+NUM_PROBES = 4
 """Pictures that the answers of model and copies are compared on."""
 
 
@@ -125,11 +125,12 @@ class Judge:
     """
 
     def __init__(self, model: nn.Module, spec: ExplainSpec, config: VerdictConfig | None = None) -> None:
-        self.model = model
+        # Wrappers are called past by some methods and not by others.
+        self.model = unwrap(model)
         self.spec = spec
         self.config = config or VerdictConfig()
         self._copies = self._shuffled(self.config.copies)
-        above = structure(unwrap(model))
+        above = structure(self.model)
         self._of_model: dict[str, float] = {} if above is None else {"structure": above}
 
     def _shuffled(self, count: int, *, is_late: bool = False) -> list[nn.Module]:
@@ -153,12 +154,22 @@ class Judge:
         if attribution.values.shape[:2] != (len(scores), len(images)):
             got = f"{tuple(attribution.values.shape[:2])} maps for {len(scores)} scores and {len(images)} images"
             raise InputError(got, where="attribution")
+        verdicts: dict[int, list[Verdict]] = {}
+        for members in _alike(scores):
+            asked = [scores[member] for member in members]
+            verdicts |= zip(members, self._judged(images, asked, explainer, _of(attribution, members)), strict=True)
+        return [verdicts[score] for score in range(len(scores))]
+
+    def _judged(
+        self, images: ImageBatch, scores: Sequence[ScoreFn], explainer: Explainer, attribution: Attribution
+    ) -> list[list[Verdict]]:
+        """The verdicts of scores of one kind, of which the same is measured."""
         with undisturbed(self.model):
             baseline = baseline_pixels(self.model, images, self.config.baseline)
             trials = self._hide_and_reveal(images, baseline, scores, attribution)
             response = self._response(images, baseline, scores)
         similarity, cost = self._similarity(images, scores, explainer, attribution)
-        cost += trials.cost + PROBES * (1 + len(self._copies))
+        cost += trials.cost + NUM_PROBES * (1 + len(self._copies))
         verdicts = []
         for score in range(len(scores)):
             row = []
@@ -174,9 +185,9 @@ class Judge:
     def _verdict(self, values: Tensor, figures: Mapping[str, float], is_class_agnostic: bool, cost: int) -> Verdict:
         unreadable = _unreadable(values, figures)
         if unreadable:
-            return Verdict("failed", (unreadable,), figures, cost, is_class_agnostic)
+            return Verdict("failed", (unreadable,), measured(figures), cost, is_class_agnostic)
         ruling = rule(figures, self.config.lines, is_class_agnostic=is_class_agnostic)
-        return Verdict(ruling.status, ruling.reasons, figures, cost, is_class_agnostic)
+        return Verdict(ruling.status, ruling.reasons, measured(figures), cost, is_class_agnostic)
 
     def _hide_and_reveal(
         self, images: ImageBatch, baseline: Tensor, scores: Sequence[ScoreFn], attribution: Attribution
@@ -248,10 +259,12 @@ class Judge:
             return figures
         others = torch.stack([movement(answers_of(other, images, probes, scores)) for other in self._copies])
         # The root of the mean square, not the median: a single copy that reacts as strongly is reason for doubt.
-        usual = others.nan_to_num(posinf=torch.finfo(torch.float64).max ** 0.5).square().mean(0).sqrt().expand_as(own)
+        # A copy whose answer is not a number says nothing; where both are like that the ratio is not measured.
+        usual = others.clamp(max=torch.finfo(torch.float64).max ** 0.5).square().nanmean(0).sqrt().expand_as(own)
         for entries, mine, theirs in zip(figures, own.tolist(), usual.tolist(), strict=True):
             for entry, here, there in zip(entries, mine, theirs, strict=True):
-                entry["response_ratio"] = min(here / max(there, 1e-30), 1e6) if here > 0 else 0.0
+                if not math.isnan(there):
+                    entry["response_ratio"] = min(here / max(there, 1e-30), 1e6) if here > 0 else 0.0
         return figures
 
     def _probes(self, images: ImageBatch, baseline: Tensor) -> Tensor:
@@ -277,8 +290,7 @@ class Judge:
         """
         figures: list[list[dict[str, float]]] = [[{} for _ in range(len(images))] for _ in scores]
         regions = _regions(scores)
-        is_small = regions is not None and int(regions.sum(dim=(1, 2)).min()) < SMALLEST_REGION
-        if is_small or getattr(explainer, "is_costly", False):
+        if _kind(scores[0]) == "small region" or getattr(explainer, "is_costly", False):
             return figures, 0
         brief: Explainer = getattr(explainer, "brief", explainer)
         own = attribution.values.float()
@@ -315,7 +327,7 @@ class Judge:
         others, most = self._again(self._late_copies, brief, images, scores)
         for name, mine, theirs in (("similarity_late", own, others), ("similarity_late_gradient", usual, usuals)):
             # Fine maps change more than coarse ones, so both are compared on the grid of the map.
-            mine, *theirs = [_on_grid(values, own) for values in (mine, *theirs)]
+            mine, *theirs = [_coarsened(values, own) for values in (mine, *theirs)]
             _note(figures, name, _likeness(mine, theirs, None))
         return seen + more + most
 
@@ -326,7 +338,7 @@ class Judge:
         found, seen = [], 0
         for other in models:
             declared = getattr(other, "explain_spec", None)
-            with _counted(other) as count:
+            with counting(other) as count:
                 found.append(explainer(other, images, scores, declared() if declared else self.spec).values.float())
             seen += sum(count)
         return found, seen
@@ -345,14 +357,39 @@ def judge(
     return Judge(model, spec, config)(images, scores, explainer, attribution)
 
 
+def _kind(score: ScoreFn) -> str:
+    """What a score is about, which decides what is measured of its map."""
+    region = region_of(score)
+    if region is None:
+        return "picture"
+    return "small region" if int(region.sum()) < SMALLEST_REGION else "region"
+
+
+def _alike(scores: Sequence[ScoreFn]) -> list[list[int]]:
+    """Places of the scores of each kind, so that no verdict depends on what else was asked."""
+    kinds: dict[str, list[int]] = {}
+    for place, score in enumerate(scores):
+        kinds.setdefault(_kind(score), []).append(place)
+    return [*kinds.values()]
+
+
+def _of(attribution: Attribution, scores: list[int]) -> Attribution:
+    """The part of an attribution that belongs to some of its scores."""
+    error, negative = (None if one is None else one[scores] for one in (attribution.error, attribution.negative))
+    return replace(attribution, values=attribution.values[scores], error=error, negative=negative)
+
+
 def _regions(scores: Sequence[ScoreFn]) -> Tensor | None:
     """The regions ``[T, H, W]`` of 0 and 1 that the scores are about; None where they are about whole pictures."""
     masks = [region.float().cpu() for region in map(region_of, scores) if region is not None]
-    return torch.stack(masks) if len(masks) == len(scores) else None
+    return torch.stack(masks) if masks else None
 
 
 def _likeness(own: Tensor, others: Sequence[Tensor], regions: Tensor | None) -> Tensor:
-    """Mean rank correlation of maps ``[T, B, h, w]`` with those of other models, in their regions: ``[T, B]``."""
+    """Mean rank correlation of maps ``[T, B, h, w]`` with those of other models, in their regions: ``[T, B]``.
+
+    Maps that hold numbers that are not finite say nothing; where all others are like that there is no number either.
+    """
 
     def part(values: Tensor, score: int) -> Tensor:
         return values if regions is None else _inside(values, regions[score] > 0)
@@ -360,13 +397,12 @@ def _likeness(own: Tensor, others: Sequence[Tensor], regions: Tensor | None) -> 
     return torch.tensor(
         [
             [
-                sum(rank_similarity(part(maps, score), part(other[score, image], score)) for other in others)
-                / len(others)
+                [rank_similarity(part(maps, score), part(other[score, image], score)) for other in others]
                 for image, maps in enumerate(row)
             ]
             for score, row in enumerate(own)
         ]
-    )
+    ).nanmean(-1)
 
 
 def _note(figures: list[list[dict[str, float]]], name: str, values: Tensor) -> None:
@@ -375,7 +411,7 @@ def _note(figures: list[list[dict[str, float]]], name: str, values: Tensor) -> N
             entry[name] = number
 
 
-def _on_grid(values: Tensor, like: Tensor) -> Tensor:
+def _coarsened(values: Tensor, like: Tensor) -> Tensor:
     """Maps as means over the cells of a coarser grid; as they are where it is no coarser."""
     if values.shape[-1] <= like.shape[-1]:
         return values
@@ -386,17 +422,6 @@ def _inside(values: Tensor, region: Tensor) -> Tensor:
     """A map ``[h, w]`` laid over the canvas, its values in the region."""
     large = F.interpolate(values[None, None].cpu(), region.shape, mode="bilinear", align_corners=False)[0, 0]
     return large[region]
-
-
-@contextmanager
-def _counted(model: nn.Module) -> Iterator[list[int]]:
-    """Collects how many pictures go through a model in each of its passes."""
-    counts: list[int] = []
-    handle = model.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
-    try:
-        yield counts
-    finally:
-        handle.remove()
 
 
 class _Trials(NamedTuple):

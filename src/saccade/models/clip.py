@@ -270,7 +270,8 @@ class Clip(ImageTower[ClipOutputs, Caption, Embedding]):
         model = ZeroShotClassifier(config, self)
         model.classes = Classes(names)
         with torch.no_grad():
-            model.weight = weight.detach().float().clone()
+            # Vectors that were kept in a file come on the processor.
+            model.weight = weight.detach().to(self.log_scale.device, torch.float32, copy=True)
             model.logit_scale = self.scale().detach().float().clone()
             model.logit_bias = torch.zeros_like(model.logit_scale) if self.bias is None else self.bias.detach().clone()
         return model.train(self.training)

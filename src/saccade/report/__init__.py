@@ -14,7 +14,9 @@ from saccade.data.dataset import Dataset
 from saccade.data.source import DataSource, open_data
 from saccade.engine.checkpoint import load_model
 from saccade.engine.evaluate import evaluate_split
+from saccade.engine.machine import find_device
 from saccade.engine.run import RunFolder
+from saccade.errors import DataError
 from saccade.explanation.explain import Subject
 from saccade.models.base import VisionModel
 from saccade.report import classification, detection, run, semantic, zero_shot
@@ -56,14 +58,26 @@ def report_run(folder: Path, data: Any = None, *, strict: bool = False) -> Evalu
         folder: the run folder.
         data: what it was trained on; opened by the name in the run folder where it is None.
         strict: fail at the first unreadable picture.
+
+    Raises:
+        DataError: where there are no other pictures than those of the training.
     """
     if data is None:
         data = RunFolder(folder).read_json("config.json")["data"]["name"]
-    model = load_model(RunFolder(folder).best)
+    model = load_model(RunFolder(folder).best, find_device(_trained_on(folder)))
     source = open_data(data, task=model.task, strict=strict)
-    split = "test" if "test" in source.splits else source.held_out
-    config = ReportConfig(title=folder.name, split=split, evaluate=EvaluateConfig(strict=strict))
+    if source.scored == "train":
+        remedy = 'pass {"train": data, "val": other}, or evaluate it by itself'
+        raise DataError("the pictures may be those of the training", where=source.name, remedy=remedy)
+    config = ReportConfig(title=folder.name, evaluate=EvaluateConfig(strict=strict))
     return evaluate_and_report(model, source, folder, config)[0]
+
+
+def _trained_on(folder: Path) -> str:
+    """Where a run is scored: on the processor if it was to be trained there, else on the best device there is."""
+    run = RunFolder(folder)
+    settings = run.read_json("config.json") if (folder / "config.json").is_file() else {}
+    return "cpu" if settings.get("train", {}).get("device") == "cpu" else "auto"
 
 
 def write_report(

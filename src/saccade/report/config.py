@@ -15,7 +15,7 @@ class ReportConfig(Config):
     title: str = "Evaluation"
     """Heading."""
     split: str | None = None
-    """Which split to evaluate on; the one that is held out where it is None."""
+    """Which split to evaluate on, or ``all``; where it is None, ``test`` if there is one, else the held-out one."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """How to evaluate."""
     mistakes: int = 9

@@ -99,7 +99,7 @@ def write_page(path: Path, title: str, lead: str, parts: Sequence[Part]) -> Path
         resources.files("saccade.assets").joinpath("report.html.j2").read_text(encoding="utf-8")
     )
     page = template.render(title=title, lead=lead, parts=parts, version=saccade.__version__)
-    return write_bytes(path, page.encode("utf-8"))
+    return write_bytes(path, page.encode("utf-8", "backslashreplace"))
 
 
 def panel(heat: Heatmap, title: str = "") -> render.Panel:

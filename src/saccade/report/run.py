@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,20 @@ def _history(folder: Path) -> list[dict[str, Any]]:
     if not history.is_file():
         return []
     try:
-        return [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+        lines = history.read_text(encoding="utf-8").splitlines()
+        return [_with_nan(json.loads(line)) for line in lines]
     except ValueError as error:
         remedy = "resume the run, or choose another --out"
         raise RunError(f"a line is damaged ({error})", where=str(history), remedy=remedy) from error
+
+
+def _with_nan(content: Any) -> Any:
+    """A line as it was before it became JSON, which knows no figure that is no number: null is NaN."""
+    if content is None:
+        return math.nan
+    if isinstance(content, dict):
+        return {key: _with_nan(value) for key, value in content.items()}
+    return [_with_nan(value) for value in content] if isinstance(content, list) else content
 
 
 def _thinned(steps: Sequence[dict[str, Any]], most: int = 150) -> tuple[list[float], list[float]]:

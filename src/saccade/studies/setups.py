@@ -56,7 +56,7 @@ def cells(scale: Scale) -> DataSource:
 
 def objects(scale: Scale) -> DataSource:
     """Synthetic scenes of two to five shapes, boxes only."""
-    train, val = {"smoke": (8, 4), "quick": (300, 40), "full": (1000, 100)}[scale]
+    train, val = {"smoke": (8, 4), "quick": (300, 24), "full": (1000, 100)}[scale]
     config = SceneConfig(size=(128, 128), objects=(2, 5))
     splits = {
         "train": SyntheticObjects(train, config, task="detection"),

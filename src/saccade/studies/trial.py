@@ -269,7 +269,7 @@ def divided(steps: int, per_epoch: int) -> tuple[int, int]:
 
 def held_out(source: DataSource) -> str:
     """The split that figures come from: no study chooses anything by it, so ``test`` and ``val`` are as good."""
-    return "test" if "test" in source.splits else source.held_out
+    return source.scored
 
 
 def count_parameters(model: AnyModel) -> int:

@@ -31,7 +31,7 @@ def score_results(
     Args:
         results: a JSON list of detections.
         data: a COCO JSON file, or a folder that holds one.
-        split: of a folder; the held-out one where it is None.
+        split: of a folder; where it is None, ``test`` if there is one, else the held-out one.
         task: ``instance`` for masks and boxes; by what the results have where it is None.
         config: how to evaluate.
 

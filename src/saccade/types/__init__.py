@@ -4,7 +4,7 @@ B batch · N objects · K classes · H, W padded canvas · h, w true size in can
 Predictions and heat maps are in the pixels of the original picture; ``Geometry`` is the way back there.
 """
 
-from saccade.types.classes import Classes, TaskName
+from saccade.types.classes import TASK_SYNONYMS, Classes, TaskName
 from saccade.types.explain import (
     AttentionSite,
     ExplainSpec,
@@ -22,6 +22,7 @@ from saccade.types.targets import IGNORE, BoxTarget, Caption, ClassTarget, Losse
 
 __all__ = [
     "IGNORE",
+    "TASK_SYNONYMS",
     "AttentionSite",
     "BoxTarget",
     "Caption",

@@ -12,6 +12,9 @@ _BACKGROUNDS = frozenset({"background", "unlabeled", "unlabelled", "other"})
 
 TaskName = Literal["classification", "semantic", "detection", "instance", "zero_shot"]
 
+TASK_SYNONYMS: dict[str, TaskName] = {"segmentation": "semantic", "captions": "zero_shot"}
+"""What people call tasks -> what they are called here."""
+
 
 @dataclass(frozen=True)
 class Classes:

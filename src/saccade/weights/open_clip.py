@@ -266,7 +266,7 @@ def fetch(name: str) -> Published:
     try:
         import open_clip
     except ImportError as error:
-        remedy = "pip install 'saccade[parity]'"
+        remedy = "pip install '.[parity]' in the folder of Saccade's sources"
         raise WeightsError("the package open_clip_torch is not installed", where=where, remedy=remedy) from error
     architecture, _, tag = name.partition("/")
     if architecture not in open_clip.list_models():

@@ -150,9 +150,8 @@ def fetch(name: str) -> Published:
     try:
         import transformers
     except ImportError as error:
-        raise WeightsError(
-            "the package transformers is not installed", where=where, remedy="pip install 'saccade[parity]'"
-        ) from error
+        remedy = "pip install '.[parity]' in the folder of Saccade's sources"
+        raise WeightsError("the package transformers is not installed", where=where, remedy=remedy) from error
     try:
         kind = transformers.AutoConfig.from_pretrained(name).model_type
         if kind not in _MODELS:

@@ -148,7 +148,7 @@ def _model(path: str | Path) -> Any:
 
 
 def _missing(package: str, path: str | Path) -> WeightsError:
-    remedy = "pip install 'saccade[export]'"
+    remedy = "pip install '.[export]' in the folder of Saccade's sources"
     return WeightsError(f"reading ONNX needs the package {package}", where=str(path), remedy=remedy)
 
 
