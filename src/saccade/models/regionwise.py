@@ -61,9 +61,9 @@ class RegionDetector(Detector[BoxOutputs]):
         """Raw outputs; with targets of a balanced sample of the regions and of the objects, else of all regions."""
         with torch.no_grad():
             boxes = self.propose(images)
-            if targets is None:
-                return self.look(images, boxes)
-            regions = self.sample(boxes, targets)
+            regions = None if targets is None else self.sample(boxes, targets)
+        if regions is None:
+            return self.look(images, boxes)
         outputs = self.look(images, [regions.boxes[rows] for rows in regions.per_image(len(images))])
         return outputs._replace(regions=regions)
 
