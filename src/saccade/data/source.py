@@ -73,7 +73,7 @@ class DataSource:
 
     @property
     def held_out(self) -> str:
-        """The split that may choose a model: ``val`` where there is one, else ``test``, else the object that was handed over.
+        """The split that may choose a model: ``val`` where there is one, else ``test``, else the object handed over.
 
         Raises:
             DataError: where there are training pictures alone, which say nothing of other pictures.
