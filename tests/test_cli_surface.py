@@ -52,7 +52,7 @@ SURFACE = {
         "MODEL",
     ],
     "search": ["--device", "--half", "--json", "--out", "--top", "FOLDER", "MODEL", "QUERY"],
-    "study": ["--out", "--quick", "--quiet", "--workers", "DATA", "NAME"],
+    "study": ["--out", "--quick", "--quiet", "--task", "--workers", "DATA", "NAME"],
     "train": [
         "--batch-size",
         "--epochs",

@@ -23,6 +23,13 @@ from saccade.losses import (
 from saccade.types import IGNORE
 
 
+def test_labels_are_looked_at_on_the_processor_alone() -> None:
+    """Any other device would have to wait for it; one that holds no numbers shows whether it was asked."""
+    logits, labels = torch.zeros(3, 7, device="meta"), torch.zeros(3, dtype=torch.int64, device="meta")
+    assert cross_entropy(logits, labels).shape == ()
+    assert focal(logits[:, :, None, None], labels[:, None, None]).shape == ()
+
+
 def test_cross_entropy_of_equal_logits_is_log_k() -> None:
     loss = cross_entropy(torch.zeros(3, 7), torch.tensor([0, 3, 6]))
     assert float(loss) == pytest.approx(math.log(7))

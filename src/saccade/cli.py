@@ -496,6 +496,9 @@ def study(
         str | None,
         typer.Argument(metavar="DATA", help="Your own data, for `ladder` and `explanations`; its task is recognised."),
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(help=f"Read DATA for this task: {_TASKS}; default what is recognised.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Within 90 seconds each, instead of 20 minutes.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for page, figures and finished trials.")] = Path("runs/studies"),
     quiet: Annotated[bool, typer.Option("--quiet", help="No live progress.")] = False,
@@ -508,6 +511,7 @@ def study(
 ) -> None:
     """A claim of the field, measured under equal conditions: holds, does not hold here, or undecided."""
     from saccade.console import new_console
+    from saccade.data.source import as_task
     from saccade.studies.run import print_list, usual_workers
     from saccade.studies.run import study as run
 
@@ -515,7 +519,7 @@ def study(
         print_list(new_console())
         return
     try:
-        run(name, data, quick=quick, out=out, quiet=quiet, workers=workers or usual_workers())
+        run(name, data, task=as_task(task), quick=quick, out=out, quiet=quiet, workers=workers or usual_workers())
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped; the same command goes on where it stopped\n")
         raise typer.Exit(130) from None

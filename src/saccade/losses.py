@@ -30,7 +30,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         InputError: where a label is no class of the model. Checked on the CPU only; an accelerator would have to wait.
     """
-    if labels.ndim == 1 and not labels.is_cuda and labels.numel():
+    if labels.ndim == 1 and labels.device.type == "cpu" and labels.numel():
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= logits.shape[1]:
             raise InputError(
@@ -239,7 +239,7 @@ def _check_map(logits: Tensor, labels: Tensor) -> None:
     expected = (logits.shape[0], *logits.shape[2:])
     if tuple(labels.shape) != expected:
         raise InputError(f"the label maps have shape {tuple(labels.shape)}", expected=str(expected))
-    if labels.is_cuda or not labels.numel():
+    if labels.device.type != "cpu" or not labels.numel():
         return
     known = labels[labels != IGNORE]
     if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < logits.shape[1]:

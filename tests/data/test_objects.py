@@ -65,9 +65,12 @@ def test_boxes_of_sparse_categories_and_crowds(tmp_path: Path) -> None:
     assert found.masks is None
 
 
-def test_without_outlines_coco_is_for_detection(tmp_path: Path) -> None:
+def test_what_coco_is_for_where_nobody_says_it(tmp_path: Path) -> None:
     assert open_data(coco(tmp_path / "a", box())).task == "detection"
-    assert open_data(coco(tmp_path / "b", box(segmentation=SQUARE))).task == "semantic"
+    outlined = open_data(coco(tmp_path / "b", box(segmentation=SQUARE)))
+    assert outlined.task == "instance"
+    assert any("--task semantic" in note for note in outlined.notes)
+    assert open_data(tmp_path / "b" / "annotations.json", task="semantic").task == "semantic"
     assert open_data(tmp_path / "b" / "annotations.json", task="instance").task == "instance"
     with pytest.raises(DataError, match=r"1 of 1 object known by a box but no mask.*read the data for .* detection"):
         open_data(tmp_path / "a", task="instance")

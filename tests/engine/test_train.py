@@ -293,6 +293,26 @@ def test_bfloat16_trains_too(tmp_path, model, source):
     assert all(value.dtype == torch.float32 for value in model.state_dict().values())
 
 
+def test_validation_is_in_bfloat16_only_as_far_as_the_network_goes(tmp_path, model, source, monkeypatch):
+    """Boxes and masks in pixels need more than eight bits; so does what counts them."""
+    seen, forward, postprocess = [], model.forward, model.postprocess
+
+    def passing(*given):
+        seen.append(("forward", torch.is_autocast_enabled("cpu")))
+        return forward(*given)
+
+    def finishing(outputs, images):
+        seen.append(("postprocess", torch.is_autocast_enabled("cpu"), outputs.logits.dtype))
+        return postprocess(outputs, images)
+
+    monkeypatch.setattr(model, "forward", passing)
+    monkeypatch.setattr(model, "postprocess", finishing)
+    run(model, source, tmp_path / "run", epochs=1, precision="bf16")
+    assert set(seen) == {("forward", True), ("postprocess", False, torch.float32)}
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
 def test_tensorboard_files_hold_the_curve(tmp_path, model, source):
     pytest.importorskip("tensorboard")
     records = run(model, source, tmp_path / "run", epochs=1, tensorboard=True)

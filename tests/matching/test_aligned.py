@@ -84,6 +84,35 @@ def test_an_object_without_area_is_learned_by_no_point() -> None:
     assert not aligned.is_positive.any()
 
 
+def test_an_object_between_the_points_is_learned_by_the_nearest_of_the_finest_map() -> None:
+    # The last point belongs to a coarser map, and is the nearest of all.
+    points = torch.cat([POINTS, torch.tensor([[16.0, 4.0]])])
+    boxes, scores = said(*[(4, 0, 28, 8)] * 5, scores=torch.full((5, 2), 0.25))
+    target = objects((15, 2, 15.9, 6), (4, 1, 12, 7), (0, 0, 8, 8), labels=[1, 0, 0])
+    aligned = AlignedAssigner()(points, boxes, scores, [target], finest=4)
+    # The second reaches from one point to the next and holds neither: equally far, the first, but it overlaps less
+    # there than the third; so the second loses this point, as it would one inside of it.
+    assert aligned.is_positive.tolist() == [[True, True, False, False, False]]
+    assert aligned.owner[0, :2].tolist() == [1, 0]
+    overlap = 0.9 * 4 / (24 * 8)
+    assert float(aligned.scores[0, 1, 1]) == pytest.approx(overlap)
+    # Without word of the maps it is the nearest of all points.
+    everywhere = AlignedAssigner()(points, boxes, scores, [target])
+    assert everywhere.is_positive[0].nonzero()[:, 0].tolist() == [0, 4]
+
+
+@pytest.mark.parametrize("side", [1.0, 4.0, 6.0])
+def test_no_object_is_left_out_however_small(side: float) -> None:
+    dice = torch.Generator().manual_seed(0)
+    middles = torch.arange(8) * 8.0 + 4
+    points = torch.stack(torch.meshgrid(middles, middles, indexing="xy"), dim=-1).reshape(-1, 2)
+    corner = torch.rand(200, 1, 2, generator=dice) * (64 - side)
+    targets = [BoxTarget.of(torch.cat([one, one + side], dim=1), torch.zeros(1, dtype=torch.int64)) for one in corner]
+    boxes = torch.cat([points - 4, points + 4], dim=1).expand(200, -1, -1)
+    aligned = AlignedAssigner()(points, boxes, torch.full((200, 64, 1), 0.5), targets)
+    assert aligned.is_positive.any(1).all()
+
+
 @pytest.mark.parametrize("most", [1, 3, 10])
 @pytest.mark.parametrize("seed", range(3))
 def test_it_is_what_comparing_every_point_with_every_object_gives(most: int, seed: int) -> None:
@@ -101,6 +130,9 @@ def test_it_is_what_comparing_every_point_with_every_object_gives(most: int, see
     for number, (left, top, right, bottom) in enumerate(target.boxes.tolist()):
         (across, down) = points.T
         inside = torch.nonzero((across > left) & (across < right) & (down > top) & (down < bottom))[:, 0].tolist()
+        if not inside:
+            middle = (target.boxes[number, :2] + target.boxes[number, 2:]) / 2
+            inside = [int((points - middle).square().sum(1).argmin())]
         for point in sorted(inside, key=lambda point: -float(fits[number, point]))[:most]:
             chosen[number, point] = True
     assert torch.equal(aligned.is_positive[0], chosen.any(0))

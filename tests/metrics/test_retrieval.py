@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -56,3 +57,11 @@ def test_the_interval_of_groups_is_that_of_a_binomial_where_groups_are_single() 
     # Five texts of a picture that are right or wrong together say no more than one of them.
     grouped = bootstrap_ratio(5 * right, torch.full((100,), 5.0), resamples=4000)
     assert grouped == pytest.approx((low, high), abs=0.001)
+
+
+def test_resamples_that_drew_nothing_say_nothing() -> None:
+    # Of two groups with things, exp(-2) of the resamples draw neither: that is no figure, and not a figure of 0.
+    assert bootstrap_ratio(torch.tensor([3.0, 2.0]), torch.tensor([3.0, 2.0])) == (1.0, 1.0)
+    low, high = bootstrap_ratio(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0]))  # one group has no thing at all
+    assert (low, high) == (1.0, 1.0)
+    assert all(math.isnan(value) for value in bootstrap_ratio(torch.zeros(2), torch.zeros(2)))

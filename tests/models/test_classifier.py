@@ -72,7 +72,7 @@ def test_experts_can_be_switched_on_by_an_override() -> None:
         (["pool=token"], "no class token"),
         (["backbone.num_heads=5"], "divisor"),
         (["head=[0]"], "at least 1"),
-        (["num_classes=0"], "at least 1"),
+        (["num_classes=0"], "at least 2"),
     ],
 )
 def test_wrong_overrides_are_explained(overrides: list[str], error: str) -> None:

@@ -61,6 +61,34 @@ def test_many_texts_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done == [2, 2, 1]
 
 
+def test_texts_that_are_broken_off_leave_the_mode_as_it_was() -> None:
+    def stop(count: int) -> None:
+        raise KeyboardInterrupt
+
+    model = make().train()
+    with pytest.raises(KeyboardInterrupt):
+        model.embed_texts(TEXTS, stop)
+    assert model.text.training
+
+
+def test_the_scale_comes_down_again_from_its_limit() -> None:
+    model = make().train()
+    assert model.config.max_scale == 100
+    with torch.no_grad():
+        model.log_scale.fill_(math.log(250.0))
+    optimizer = torch.optim.SGD([model.log_scale], lr=1e-3)
+    for wanted in (1.0, -1.0):  # once it shall grow, once shrink
+        scale = model.scale()
+        assert scale.item() == 100
+        optimizer.zero_grad()
+        (-wanted * scale).backward()
+        assert model.log_scale.grad is not None
+        assert model.log_scale.grad.item() == pytest.approx(-wanted * 100, rel=1e-5)  # that of the exponential
+        optimizer.step()
+    # What grew beyond was held at the limit, so one step down is one step below it.
+    assert model.scale().item() == pytest.approx(100 * math.exp(-0.1), rel=1e-5)
+
+
 def test_a_causal_text_is_read_from_the_left() -> None:
     model = make()
     seen: list[Tensor] = []

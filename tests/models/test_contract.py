@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.config import to_dict
+from saccade.errors import ConfigError
 from saccade.models.base import VisionModel
 from saccade.models.build import build, create, find_config, read_config
 from saccade.models.detector import Candidates, Detector
@@ -131,6 +132,16 @@ def structure_of(outputs: object, *, has_sizes: bool) -> object:
     if isinstance(outputs, Tensor):
         return outputs.dtype, outputs.shape if has_sizes else outputs.ndim
     return type(outputs), [structure_of(part, has_sizes=has_sizes) for part in outputs]  # type: ignore[attr-defined]
+
+
+@of_task("classification", "semantic")
+def test_a_single_class_is_refused_where_classes_share_the_probability(name: str) -> None:
+    config = find_config(name)
+    if config.least_classes == 2:
+        with pytest.raises(ConfigError, match=r"num_classes is 1; expected at least 2.*give what is not of this class"):
+            create(name, num_classes=1)
+    else:  # attributes and words say something of one class, too
+        assert config.kind in {"attributes", "zero_shot"}  # type: ignore[attr-defined]
 
 
 @every_variant
@@ -403,6 +414,18 @@ def test_training_under_autocast(name: str) -> None:
         losses = model.loss(model(images_for(model), targets_for(model)), targets_for(model))
     losses.total.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["localizer_test", "detr_test", "detr_vit_test", "detr_fast_test"])
+def test_boxes_leave_in_float32_under_autocast(name: str) -> None:
+    """As shares of the canvas they would be in steps of up to 1/256 of it."""
+    model = make(name).eval()
+    images = images_for(model)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(images)
+    boxes = outputs.shares if name == "localizer_test" else outputs.boxes
+    assert boxes.dtype == torch.float32
+    assert not torch.equal(boxes, boxes.bfloat16().float())
 
 
 class OnPixels(nn.Module):

@@ -54,8 +54,46 @@ def test_terms_of_the_loss() -> None:
     assert set(terms) == {f"{prefix}{kind}" for prefix in ("", "aux_", "dense_", "denoise_") for kind in kinds}
     without = model.loss(model(images()), targets()).terms
     assert set(without) == {f"{prefix}{kind}" for prefix in ("", "aux_", "dense_") for kind in kinds}
-    little = made(**{"loss.dense": 0, "loss.denoise": 0, "loss.auxiliary": 0}).train()
-    assert set(little.loss(little(images(), targets()), targets()).terms) == set(kinds)
+    little = made(**{"loss.denoise": 0, "loss.auxiliary": 0, "decoder_layers": 1}).train()
+    terms = little.loss(little(images(), targets()), targets()).terms
+    assert set(terms) == {f"{prefix}{kind}" for prefix in ("", "dense_") for kind in kinds}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"loss.dense": 0}, "cells' scores and boxes would never learn"),
+        ({"loss.auxiliary": 0}, "earlier layers of the decoder would never learn"),
+        ({"strides": [8, 16]}, "coarsest map is not used"),
+    ],
+)
+def test_what_would_leave_a_part_untaught_is_refused(overrides: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        made(**overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"loss.denoise": 0, "loss.auxiliary": 0, "decoder_layers": 1},
+        {"strides": [8, 16], "backbone.arguments": {"layers": [1, 1, 1, 1], "output_stride": 16}},
+    ],
+)
+def test_every_parameter_has_a_gradient(overrides: dict[str, object]) -> None:
+    model = made(**overrides).train()
+    model.loss(model(images(), targets()), targets()).total.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_an_object_between_cells_teaches_the_nearest_of_the_finest_map() -> None:
+    model = made()
+    # The middle of the first cell of stride 32, (16, 16), is nearer than that of any cell of stride 8.
+    target = BoxTarget.of(torch.tensor([[14.0, 14.0, 15.0, 15.0]]), torch.tensor([1]))
+    outputs = model(images(1))
+    boxes = torch.tensor([0.25, 0.25, 0.5, 0.5]).expand_as(outputs.dense_boxes).clone().requires_grad_()
+    outputs = outputs._replace(dense_boxes=boxes)
+    (wrong,) = torch.autograd.grad(model.loss(outputs, [target]).terms["dense_boxes"], boxes)
+    assert wrong[0].any(-1).nonzero()[:, 0].tolist() == [8 + 1]
 
 
 def test_perfect_answers_cost_nothing() -> None:

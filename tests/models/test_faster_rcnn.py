@@ -7,12 +7,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from saccade.engine.optim import parameter_groups
 from saccade.errors import ConfigError
+from saccade.matching.assign import BACKGROUND, IoUAssigner
+from saccade.matching.sample import BalancedSampler
 from saccade.models.build import create, load_weights
 from saccade.models.detector import Selection, select
-from saccade.models.roi_heads import BoxHead, BoxHeadConfig, BoxOutputs, Regions, class_evidence, region_losses
+from saccade.models.roi_heads import (
+    BoxHead,
+    BoxHeadConfig,
+    BoxOutputs,
+    Regions,
+    class_evidence,
+    region_candidates,
+    region_losses,
+    sample_regions,
+)
 from saccade.ops.boxes import encode
 from saccade.types import BoxTarget, ImageBatch
 
@@ -83,7 +95,9 @@ def test_the_kept_are_those_that_all_candidates_give() -> None:
     selection = Selection(min_score=0.6, nms_iou=0.3)
     box = head(selection)
     sizes = [(90, 100), (100, 80)]
-    for kept, candidates, size in zip(box.keep(outputs, sizes), box.candidates(outputs, 2), sizes, strict=True):
+    for kept, candidates, size in zip(
+        box.keep(outputs, sizes), region_candidates(outputs, 2, box.config), sizes, strict=True
+    ):
         assert len(kept.scores) > 3
         for one, other in zip(kept, select(candidates, size, selection), strict=True):
             torch.testing.assert_close(one, other)
@@ -92,7 +106,7 @@ def test_the_kept_are_those_that_all_candidates_give() -> None:
 def test_the_sample_holds_the_objects_themselves() -> None:
     box = head(Selection())
     far = torch.tensor([[50.0, 50.0, 60.0, 60.0]])
-    sample = box.sample([far.expand(600, 4), far], [OBJECT, NONE])
+    sample = sample_regions([far.expand(600, 4), far], [OBJECT, NONE], box.config)
     assert sample.boxes[0].tolist() == OBJECT.boxes[0].tolist()
     assert [len(rows) for rows in sample.per_image(2)] == [512, 1]
 
@@ -100,8 +114,38 @@ def test_the_sample_holds_the_objects_themselves() -> None:
 def test_crowds_are_neither_objects_nor_background() -> None:
     crowd = BoxTarget(OBJECT.boxes, OBJECT.labels, torch.tensor([True]))
     near, far = torch.tensor([[0.0, 0.0, 9.0, 9.0]]), torch.tensor([[50.0, 50.0, 60.0, 60.0]])
-    sample = head(Selection()).sample([torch.cat([near, far])], [crowd])
+    sample = sample_regions([torch.cat([near, far])], [crowd], BoxHeadConfig())
     assert sample.boxes.tolist() == far.tolist()
+
+
+def learned_labels(outputs: BoxOutputs, targets: list[BoxTarget], config: BoxHeadConfig) -> list[int]:
+    """The label that each region learns, by what its logits are told: with all zero only the label's shall grow."""
+    logits = torch.zeros_like(outputs.logits, requires_grad=True)
+    region_losses(outputs._replace(logits=logits), targets, config)["class"].backward()
+    assert logits.grad is not None
+    return logits.grad.argmin(1).tolist()
+
+
+def test_what_a_region_learns_is_settled_when_it_is_sampled() -> None:
+    """Of four objects one is sampled; with ``keep_best`` a second look made objects of what is background."""
+    corners = torch.tensor([[0.0, 0.0], [20.0, 0.0], [0.0, 20.0], [20.0, 20.0]])
+    target = BoxTarget.of(torch.cat([corners, corners + 10], dim=1), torch.tensor([0, 1, 0, 1]))
+    beside = torch.cat([corners + 7, corners + 17], dim=1)  # an overlap of 9 / 191
+    config = BoxHeadConfig(
+        assigner=IoUAssigner(positive=0.5, negative=0.4, keep_best=True),
+        sampler=BalancedSampler(size=5, positive_share=0.2),
+    )
+    torch.manual_seed(0)
+    sampled = sample_regions([beside], [target], config)
+    matched = sampled.matched.tolist()
+    assert matched[0] >= 0
+    assert matched[1:] == [BACKGROUND] * 4
+    outputs = BoxOutputs(sampled, torch.zeros(5, 3), torch.zeros(5, 2, 4))
+    expected = [int(target.labels[matched[0]]), 2, 2, 2, 2]
+    assert learned_labels(outputs, [target], config) == expected
+    # The next head sees what the box head learned as an object, and nothing else.
+    passed = BoxHead(config, 4, [4], 2, Selection()).passes_on(outputs, [(40, 40)], [target])
+    assert torch.equal(passed.boxes, sampled.boxes[:1])
 
 
 def test_next_head_sees_detections_or_objects() -> None:
@@ -114,6 +158,32 @@ def test_next_head_sees_detections_or_objects() -> None:
     assert (learned.image.tolist(), learned.labels.tolist(), learned.source.tolist()) == ([0], [1], [0])
 
 
+def test_a_step_of_training_leaves_frozen_norms_and_nothing_else() -> None:
+    """As torchvision's ``FrozenBatchNorm2d``, whose weight and bias are no parameters."""
+    torch.manual_seed(0)
+    model = create("faster_rcnn_test", overrides=["freeze_norms=true"]).train()
+    images = ImageBatch.of(torch.randn(2, 3, 64, 64))
+    targets = [BoxTarget.of(torch.tensor([[4.0, 8.0, 40.0, 44.0]]), torch.tensor([1]))] * 2
+    groups = parameter_groups(model, weight_decay=0.05, spared=model.no_decay())
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.loss(model(images, targets), targets).total.backward()
+    optimizer.step()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    norms = {f"backbone.{name}." for name, part in model.backbone.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    assert not any(name.startswith(tuple(norms)) for name in moved)
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} <= moved
+
+
+def test_norms_that_processes_share_are_frozen_too() -> None:
+    model = create("faster_rcnn_test", overrides=["freeze_norms=true"])
+    shared = nn.SyncBatchNorm.convert_sync_batchnorm(model).train()
+    norms = [part for part in shared.backbone.modules() if isinstance(part, nn.SyncBatchNorm)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+    assert not any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+
+
 def test_norms_stay_as_they_are_where_they_are_frozen() -> None:
     model = create("faster_rcnn_test", overrides=["freeze_norms=true"]).train()
     before = model.backbone.body.bn1.running_mean.clone()
@@ -123,6 +193,9 @@ def test_norms_stay_as_they_are_where_they_are_frozen() -> None:
     assert model.training
     assert model.backbone.training
     assert not model.backbone.body.bn1.training
+    learning = [name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad]
+    assert not any("bn" in name or ".downsample.1." in name for name in learning)
+    assert any("conv" in name for name in learning)
     free = create("faster_rcnn_test").train()
     before = free.backbone.body.bn1.running_mean.clone()
     free(images)

@@ -9,7 +9,7 @@ from torch import Tensor
 from saccade.errors import ConfigError, ExplainError
 from saccade.models import patch_cnn
 from saccade.models.build import create
-from saccade.models.patch_cnn import PatchCNN, PatchCNNConfig
+from saccade.models.patch_cnn import PatchCNN, PatchCNNConfig, PatchDense, PatchStage
 
 
 def network(patch: int, kernels: tuple[int, ...], dense: tuple[int, ...] = (12,), **options: object) -> PatchCNN:
@@ -154,3 +154,13 @@ def test_the_smallest_patch_is_named() -> None:
         PatchCNNConfig(widths=(8, 8))
     with pytest.raises(ConfigError, match="at least one layer of neurons"):
         PatchCNNConfig(dense=())
+
+
+def test_a_layer_says_the_same_of_patches_and_of_the_picture() -> None:
+    """The middle of a picture of one patch is that patch; both ways are calls of their own, which take no other."""
+    stage, dense = PatchStage(3, 4, 3), PatchDense(4, 2, 5)
+    patch = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    pooled, whole = stage.on_patches(patch), stage(patch, 1)
+    assert pooled.shape == (1, 4, 2, 2)
+    torch.testing.assert_close(whole[:, :, ::2, ::2], pooled)
+    torch.testing.assert_close(dense(whole, 2)[..., 0, 0], dense.on_patches(pooled))

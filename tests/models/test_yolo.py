@@ -122,3 +122,18 @@ def test_lazy_decoding_changes_nothing(name: str) -> None:
 def test_many_points_that_answer_need_suppression() -> None:
     with pytest.raises(ConfigError, match="nms_iou"):
         saccade.create("yolo_test", overrides={"answers": "one_to_many"})
+
+
+def test_boxes_keep_their_digits_under_autocast() -> None:
+    model = saccade.create("yolo_test")
+    assert isinstance(model, Yolo)
+    codes = torch.randn(50, 4 * model.config.bins, generator=torch.Generator().manual_seed(0)) * 3
+    points = torch.tensor([[300.0, 200.0, 32.0]]).expand(50, -1)
+    exact = model.decode(codes, points)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = model.decode(codes, points)
+    torch.testing.assert_close(lowered, exact, rtol=0, atol=0)
+    # The mean of a distribution that is one bin is that bin.
+    sure = torch.nn.functional.one_hot(torch.tensor([1, 2, 3, 4]), model.config.bins).flatten() * 200.0
+    expected = [300 - 32, 200 - 64, 300 + 96, 200 + 128]
+    assert model.decode(sure[None], points[:1])[0].tolist() == expected

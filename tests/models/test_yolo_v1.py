@@ -115,3 +115,20 @@ def test_another_canvas_is_refused(model: YoloV1) -> None:
 def test_a_canvas_of_changing_size_is_refused() -> None:
     with pytest.raises(ConfigError, match="policy"):
         saccade.create("yolo_v1_test", overrides={"preprocess.policy": "native"})
+
+
+@pytest.mark.parametrize("name", ["yolo_v1_test", "yolo_v1_small", "yolo_v1_r18", "yolo_v1"])
+def test_every_cell_has_a_place_of_the_map_of_its_own(name: str) -> None:
+    overrides = {"head": "convolutional", "width": 16} if name == "yolo_v1" else {}
+    model = saccade.create(name, overrides=overrides)
+    assert isinstance(model, YoloV1)
+    height, width = model.preprocess.size
+    with torch.no_grad():
+        outputs = model.eval()(ImageBatch.of(torch.randn(1, 3, height, width)))
+    said = outputs.confidence.flatten(1, 2)[0]
+    assert len(said.unique(dim=0)) == len(said)
+
+
+def test_a_grid_finer_than_the_map_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the grid is 5x5, the backbone's last map 4x4"):
+        saccade.create("yolo_v1_test", overrides={"grid": 5})

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from saccade.nn import norm
-from saccade.nn.mlp import MLP, SwiGLU, build_mlp, hidden_width, quick_gelu
+from saccade.nn.mlp import MLP, ExactLayers, SwiGLU, build_mlp, hidden_width, quick_gelu
 from saccade.nn.norm import build_norm
 
 
@@ -97,3 +97,17 @@ def test_the_quick_gradient_of_rmsnorm_is_that_of_differences(monkeypatch: pytes
     torch.manual_seed(0)
     tokens = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(build_norm("rms", 6, 1e-6).double(), (tokens,))
+
+
+def test_the_last_layer_answers_in_float32_whatever_autocast_says() -> None:
+    torch.manual_seed(0)
+    layers = ExactLayers(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    tokens = torch.randn(3, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        seen = layers[1](layers[0](tokens))
+        said = layers(tokens)
+    assert (seen.dtype, said.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(said, layers[2](seen.float()), rtol=0, atol=0)
+    torch.testing.assert_close(layers(tokens), torch.nn.Sequential(*layers)(tokens), rtol=0, atol=0)
+    assert layers.bfloat16()(tokens.bfloat16()).dtype == torch.float32
+    assert layers.to("meta")(tokens.bfloat16().to("meta")).shape == (3, 4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign
 
-from saccade.nn.roi import RoIExtractor
+from saccade.nn.roi import RoIExtractor, RoIKind
 
 
 def ramp(stride: int, side: int = 64) -> torch.Tensor:
@@ -61,3 +61,22 @@ def test_no_regions_and_half_precision() -> None:
     assert extractor(maps, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)).shape == (0, 2, 5, 5)
     patch = extractor([m.bfloat16() for m in maps], torch.tensor([[0.0, 0.0, 32.0, 32.0]]), torch.tensor([0]))
     assert patch.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["align", "pool"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_round_the_maps_alone_and_never_the_places(kind: RoIKind, dtype: torch.dtype) -> None:
+    level = torch.randn(1, 2, 8, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
+    boxes = torch.tensor([[1029.3, 3.1, 1101.7, 27.9], [514.6, 0.3, 561.4, 31.2]])  # halves of them are 1 and 8 apart
+    image = torch.zeros(2, dtype=torch.int64)
+    extractor = RoIExtractor(5, [4], kind)
+    expected = extractor([level.float()], boxes, image).to(dtype)
+    torch.testing.assert_close(extractor([level], boxes, image), expected, rtol=0, atol=0)
+
+
+def test_a_batch_of_many_pictures_keeps_their_numbers_in_half_precision() -> None:
+    numbers = torch.arange(300.0)[:, None, None, None].expand(300, 1, 2, 2)
+    image = torch.tensor([255, 257, 299])
+    boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0]]).expand(3, 4).bfloat16()
+    found = RoIExtractor(1, [4], is_aligned=False)([numbers.contiguous()], boxes, image)
+    assert found.flatten().tolist() == [255, 257, 299]

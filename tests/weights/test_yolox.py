@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import saccade
+from saccade.engine.checkpoint import save_model
 from saccade.errors import WeightsError
 from saccade.models.build import load_weights
 from saccade.models.yolox import Yolox
@@ -190,6 +191,32 @@ def test_weights_are_taken_into_a_model_of_other_classes(file: Path) -> None:
     assert set(report.fresh) == {f"heads.{level}.head.{leaf}" for level in range(3) for leaf in ("weight", "bias")}
     state = yolox.read(file)
     assert torch.equal(model.state_dict()["heads.0.codes.weight"], state["heads.0.codes.weight"])
+
+
+@pytest.mark.parametrize("is_created", [False, True], ids=["loaded", "created, then given weights"])
+def test_training_begins_with_the_function_of_the_file(file: Path, tmp_path: Path, is_created: bool) -> None:
+    """The norms are folded into the convolutions: statistics of a batch would be another function."""
+    if is_created:
+        model = saccade.create(NAME)
+        load_weights(model, file)
+    else:
+        model = saccade.load(file)
+    assert isinstance(model, Yolox)
+    with torch.no_grad():
+        expected, learning = model.eval()(images()), model.train()(images())
+    assert model.training
+    for one, other in zip(learning, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert model.state_dict()["backbone.stem.norm.num_batches_tracked"] == 0
+    # What was saved from it tells the next one, which has other classes.
+    path = tmp_path / "model.safetensors"
+    save_model(model, path)
+    assert saccade.load(path).config.freeze_norms  # type: ignore[attr-defined]
+    other_classes = saccade.create(NAME, num_classes=3)
+    assert isinstance(other_classes, Yolox)
+    load_weights(other_classes, path)
+    assert other_classes.config.freeze_norms
+    assert not other_classes.train().backbone.stem.norm.training
 
 
 def test_folding_keeps_the_places_of_pixels() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.config import Config
-from saccade.types import ExplainSpec
+from saccade.types import ExplainSpec, Losses
 
 
 class Routing(NamedTuple):
@@ -39,6 +39,19 @@ class Routing(NamedTuple):
         empty = pixels.new_zeros(0, dtype=torch.float32)
         no_experts = torch.zeros(0, pixels.shape[0], 0, 0, dtype=torch.int64, device=pixels.device)
         return cls(empty, empty, empty.reshape(0, 0), empty, no_experts)
+
+    def added_to(self, losses: Losses, *, balance_weight: float, router_z_weight: float) -> Losses:
+        """Losses of a model and, with experts, the terms ``balance`` and ``router_z``; ``dropped`` is logged.
+
+        Args:
+            losses: what the model learns beside.
+            balance_weight: of the load-balance loss, summed over layers.
+            router_z_weight: of the router-z loss, summed over layers.
+        """
+        if not len(self.balance):
+            return losses
+        terms = {"balance": balance_weight * self.balance.sum(), "router_z": router_z_weight * self.z.sum()}
+        return Losses({**losses.terms, **terms}, {**losses.logs, "dropped": self.dropped.mean()})
 
 
 class Features(NamedTuple):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from saccade.backbones.base import Backbone, BackboneConfig, Features, Routing
 from saccade.errors import ConfigError, UnknownNameError
+from saccade.nn.norm import batch_norms, keep_statistics
 from saccade.types import ExplainSpec, GridLayer
 
 
@@ -69,17 +70,21 @@ class TimmBackbone(Backbone):
         self.channels, self.strides = _measure(self._compute, self.body, config.name)
 
     def freeze_norms(self) -> None:
-        """From now on batch norms keep their statistics in training as well, which a few pictures would spoil."""
+        """From now on batch norms stay as they are in training as well.
+
+        Their statistics, which a few pictures would spoil, and their weights and biases: published detectors are
+        trained so (torchvision's ``FrozenBatchNorm2d``).
+        """
         self.has_frozen_norms = True
+        for norm in batch_norms(self):
+            norm.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """The mode of training or of evaluation; frozen norms always evaluate."""
         super().train(mode)
         if self.has_frozen_norms:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.training = False
+            keep_statistics(self)
         return self
 
     def forward(self, pixels: Tensor) -> Features:
@@ -93,8 +98,13 @@ class TimmBackbone(Backbone):
             return self.body.forward_intermediates(pixels, intermediates_only=True)  # type: ignore[no-any-return]
         return [self.body.forward_features(pixels)]
 
-    def stages_of(self, strides: Sequence[int]) -> list[int]:
+    def stages_of(self, strides: Sequence[int], *, needs_coarsest: bool = False) -> list[int]:
         """Indices of the maps with these strides, the last one of each.
+
+        Args:
+            strides: pixels per cell.
+            needs_coarsest: whether to refuse strides without the coarsest map's, whose layers then compute and hold
+                weights for nobody.
 
         Raises:
             ConfigError: where one is missing.
@@ -105,6 +115,14 @@ class TimmBackbone(Backbone):
             known = ", ".join(str(stride) for stride in last)
             told = f"no map of the backbone has stride {missing[0]}"
             raise ConfigError(told, where="strides", expected=f"of {known}")
+        coarsest = max(self.strides)
+        if needs_coarsest and coarsest not in strides:
+            raise ConfigError(
+                "the backbone's coarsest map is not used",
+                where="strides",
+                expected=f"{coarsest} in them",
+                remedy=f"add it, or keep the backbone finer: backbone.arguments.output_stride={max(strides)}",
+            )
         return [last[stride] for stride in strides]
 
     def explain_spec(self, reads_prefix: bool = False) -> ExplainSpec:

@@ -105,6 +105,34 @@ class ViTConfig(BackboneConfig):
         return ViT(self)
 
 
+def check_fit(backbone: BackboneConfig, pool: str, canvas: tuple[int, int]) -> None:
+    """Refuse what does not go together in a model that pools one vector of a picture.
+
+    Args:
+        backbone: of any kind.
+        pool: ``token`` reads a class token.
+        canvas: height and width of its pictures.
+
+    Raises:
+        ConfigError: where there is no class token to read, or the patches do not tile the canvas.
+    """
+    if pool == "token" and not (isinstance(backbone, ViTConfig) and backbone.has_class_token):
+        raise ConfigError(
+            "the backbone has no class token to read",
+            where="pool",
+            expected="'average' or 'attention'",
+            remedy="or set backbone.has_class_token=true on a ViT",
+        )
+    if isinstance(backbone, ViTConfig) and any(side % backbone.patch_size for side in canvas):
+        patch = backbone.patch_size
+        near = [max(round(side / patch), 1) * patch for side in canvas]
+        raise ConfigError(
+            f"patches of {patch} do not tile a canvas of {canvas[0]}x{canvas[1]}",
+            where="preprocess.size",
+            expected=f"multiples of {patch}, such as {near[0]}x{near[1]}",
+        )
+
+
 class ViT(Backbone):
     """Patches, prefix tokens, blocks, final norm."""
 

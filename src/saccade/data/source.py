@@ -219,11 +219,13 @@ def _open_masks(source: Path, task: TaskName | None, strict: bool) -> Opened:
 
 
 def _open_coco(source: Path, task: TaskName | None, strict: bool) -> Opened:
-    """As label maps where there are outlines and nobody wants anything else."""
+    """As objects, which the format is made for; as label maps where somebody wants them, or the file is panoptic."""
     read = read_coco_source(source)
-    is_boxes_alone = not has_outlines(read) and any(file.annotations for _, file in read.files)
-    if task in _OBJECTS or (task is None and is_boxes_alone):
-        return open_coco_objects(source, task, strict=strict, read=read)
+    has_objects = not any(file.panoptic for _, file in read.files) and any(file.annotations for _, file in read.files)
+    if task in _OBJECTS or (task is None and has_objects):
+        opened = open_coco_objects(source, task, strict=strict, read=read)
+        told = ["the outlines can be painted as label maps too: --task semantic"]
+        return opened._replace(notes=[*opened.notes, *told]) if task is None and has_outlines(read) else opened
     return open_coco(source, strict=strict, read=read)
 
 

@@ -39,7 +39,8 @@ CLOTHES = Recipe(
         augment=Augment(flip=0.5),
     ),
 )
-"""Clothes of 28x28 pixels, the embedded Fashion-MNIST: 81 % right after two minutes of a processor, 84 % after 10 epochs."""
+"""Clothes of 28x28 pixels, the embedded Fashion-MNIST: 81 % right after two minutes of a processor, 84 % after ten
+epochs."""
 
 NUCLEI = Recipe(
     "unet_nano",

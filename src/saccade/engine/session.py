@@ -6,7 +6,8 @@ import dataclasses
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -213,8 +214,9 @@ class Session:
         if self.fabric.is_global_zero:
             for which, model in self._candidates().items():
                 tally = new_tally(model, self.feed.val.dataset, self.feed.relabel, _VALIDATION)
-                with self.fabric.autocast():
-                    for _ in score_batches(self.feed.view(model), self.feed.val.epoch(0), tally):
+                view = self.feed.view(model)
+                with _forward_in(self.fabric.autocast, view):
+                    for _ in score_batches(view, self.feed.val.epoch(0), tally):
                         pass
                 evaluations[which] = tally.compute()
         # One process decides for all, so that they cannot disagree about the best epoch or the end.
@@ -450,6 +452,41 @@ class Session:
             return self.step_count % self.config.checkpoint_steps == 0
         pause = max(self.config.checkpoint_seconds, self._save_seconds / MAX_CHECKPOINT_SHARE)
         return time.monotonic() - self._saved_at >= pause
+
+
+@contextmanager
+def _forward_in(precision: Callable[[], AbstractContextManager[Any]], model: nn.Module) -> Iterator[None]:
+    """The forward passes of a model run in a precision, one context each, and answer in float32.
+
+    What comes after them stays out of it, as the loss does in training: eight bits are enough for a network, but not
+    for the places of its boxes on the canvas.
+    """
+    entered: list[AbstractContextManager[Any]] = []
+
+    def begin(module: nn.Module, given: Any) -> None:
+        entered.append(precision())
+        entered[-1].__enter__()
+
+    def end(module: nn.Module, given: Any, outputs: Any) -> Any:
+        entered.pop().__exit__(None, None, None)
+        return _widened(outputs)
+
+    handles = [model.register_forward_pre_hook(begin), model.register_forward_hook(end, always_call=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _widened(outputs: Any) -> Any:
+    """The outputs of a model with all tensors of half types in float32."""
+    if isinstance(outputs, Tensor):
+        return outputs.float() if outputs.dtype in {torch.bfloat16, torch.float16} else outputs
+    if not isinstance(outputs, tuple):
+        return outputs
+    parts = [_widened(part) for part in outputs]
+    return type(outputs)(*parts) if hasattr(outputs, "_fields") else tuple(parts)
 
 
 def _lasting(name: str) -> str:

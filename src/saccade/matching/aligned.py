@@ -5,6 +5,9 @@ points inside of its box become positive, and their aimed score is the alignment
 object aims at its IoU. With k = 1 every object has one point, and no suppression is needed afterwards (Wang et al.
 2024, arXiv 2405.14458).
 
+Differs from the papers: an object that holds no point, as most do that are smaller than a cell of the finest map, takes
+the nearest point of that map. It would teach nothing else, and its place would be taught as background.
+
 B batch · P points · M objects of the picture that has most · K classes
 """
 
@@ -56,7 +59,15 @@ class AlignedAssigner(Config):
             raise ConfigError("most, score_power or iou_power is out of range", where="assigner")
 
     @torch.no_grad()
-    def __call__(self, points: Tensor, boxes: Tensor, scores: Tensor, targets: Sequence[BoxTarget]) -> Aligned:
+    def __call__(
+        self,
+        points: Tensor,
+        boxes: Tensor,
+        scores: Tensor,
+        targets: Sequence[BoxTarget],
+        *,
+        finest: int | None = None,
+    ) -> Aligned:
         """Assign points to objects.
 
         Args:
@@ -64,6 +75,8 @@ class AlignedAssigner(Config):
             boxes: ``[B, P, 4]`` predicted.
             scores: ``[B, P, K]`` predicted, in [0, 1].
             targets: of B pictures, without crowds.
+            finest: how many of the points, from the first on, are the finest map's: of these an object that holds no
+                point takes the nearest. All of them where it is None.
         """
         batch, num_points, _ = scores.shape
         objects, labels, is_object = pad_targets(targets, boxes.device)
@@ -72,7 +85,9 @@ class AlignedAssigner(Config):
         if not objects.shape[1]:
             return Aligned(owner > 0, owner, torch.zeros_like(boxes), values)
         # Few points lie in an object: everything but this first look is done for those pairs alone.
-        pairs = _Pairs(*torch.nonzero(_is_inside(points, objects) & is_object[:, :, None]).unbind(1))
+        fits = _is_inside(points, objects) & is_object[:, :, None]
+        _admit_nearest(fits, points[:finest], objects, is_object)
+        pairs = _Pairs(*torch.nonzero(fits).unbind(1))
         overlaps = paired_iou(boxes[pairs.image, pairs.point], objects[pairs.image, pairs.object])
         of_class = scores[pairs.image, pairs.point, labels[pairs.image, pairs.object]]
         alignment = of_class.pow(self.score_power) * overlaps.pow(self.iou_power)
@@ -102,6 +117,14 @@ def _is_inside(points: Tensor, objects: Tensor) -> Tensor:
     """Which points ``[P, 2]`` lie in which boxes ``[B, M, 4]``, ``[B, M, P]`` bool."""
     (across, down), (left, top, right, bottom) = points.unbind(1), objects[..., None].unbind(2)
     return (across > left) & (across < right) & (down > top) & (down < bottom)
+
+
+def _admit_nearest(fits: Tensor, points: Tensor, objects: Tensor, is_object: Tensor) -> None:
+    """Marks in ``fits`` ``[B, M, P]`` the nearest of some ``points`` ``[F, 2]`` for objects that none fits."""
+    image, number = torch.nonzero(is_object & ~fits.any(2)).unbind(1)
+    left, top, right, bottom = objects[image, number, :, None].unbind(1)
+    distance = ((left + right) / 2 - points[:, 0]).square() + ((top + bottom) / 2 - points[:, 1]).square()
+    fits[image, number, distance.argmin(1)] = True
 
 
 def _best(alignment: Tensor, row: Tensor, num_rows: int, most: int) -> Tensor:

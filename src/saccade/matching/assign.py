@@ -1,7 +1,7 @@
 """Boxes to objects, many to one, by overlap.
 
 Girshick et al. 2014, arXiv 1311.2524 (one threshold); Ren et al. 2015, arXiv 1506.01497, section 3.1.2 (two thresholds,
-and the best box of every object is positive whatever its overlap).
+and the boxes that overlap an object most are positive whatever the overlap).
 
 R boxes · N objects
 """
@@ -48,7 +48,8 @@ class IoUAssigner(Config):
     negative: float = 0.5
     """Overlap below which a box is background; boxes between the two thresholds are ignored."""
     keep_best: bool = False
-    """Whether the boxes that overlap an object most are positive whatever the overlap, so that none is without."""
+    """Whether the boxes that overlap an object most are positive whatever the overlap. Such a box still takes the
+    object that it overlaps most itself; where that is another one, the object is without a box of its own."""
 
     def __post_init__(self) -> None:
         if not 0 < self.negative <= self.positive <= 1:

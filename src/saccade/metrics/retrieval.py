@@ -89,6 +89,8 @@ def bootstrap_ratio(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean over things that come in groups, such as the texts of a picture.
 
+    Resamples that drew no thing have no mean and are left out; the interval is NaN where that is all of them.
+
     Args:
         sums: ``[P]`` sum of the figure in each group.
         counts: ``[P]`` things in each group.
@@ -103,6 +105,10 @@ def bootstrap_ratio(
     at_once = max(1, (1 << 24) // sums.numel())
     for start in range(0, resamples, at_once):
         weights = generator.poisson(1.0, (min(at_once, resamples - start), sums.numel()))
-        figures.append((weights @ sums.double().numpy()) / np.maximum(weights @ counts.double().numpy(), 1e-12))
-    low, high = np.quantile(np.concatenate(figures), [(1 - level) / 2, (1 + level) / 2])
+        drawn = weights @ counts.double().numpy()
+        figures.append((weights @ sums.double().numpy())[drawn > 0] / drawn[drawn > 0])
+    means = np.concatenate(figures)
+    if not means.size:
+        return math.nan, math.nan
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -33,9 +33,8 @@ from saccade.backbones.base import Routing
 from saccade.backbones.timm import TimmConfig
 from saccade.backbones.vit import ViTConfig
 from saccade.errors import ConfigError
-from saccade.models.base import ModelConfig, VisionModel
+from saccade.models.base import ModelConfig, VisionModel, icons
 from saccade.models.classifier import stack_labels
-from saccade.ops.image import Preprocess
 from saccade.registry import register
 from saccade.types import Classes, Classification, ClassTarget, ExplainSpec, ImageBatch, LinearHead, Losses, TaskName
 from saccade.types.attributes import AttributeTable
@@ -182,13 +181,6 @@ def _among(labels: Tensor, count: int) -> Tensor:
     return torch.bincount(labels, minlength=count) > 0
 
 
-_HALVES = (0.5, 0.5, 0.5)
-
-
-def _small(side: int) -> Preprocess:
-    return Preprocess(size=(side, side), policy="stretch", mean=_HALVES, std=_HALVES)
-
-
 def _variants() -> dict[str, AttributesConfig]:
     test = AttributeTable(
         classes=("red ball", "red box", "blue ball", "blue box", "blue cone"),
@@ -205,9 +197,9 @@ def _variants() -> dict[str, AttributesConfig]:
         "attributes_mobilenetv2": AttributesConfig(backbone=TimmConfig(name="mobilenetv2_100")),
         # A residual network of a million parameters for pictures of 64 pixels, which a laptop trains in minutes.
         "attributes_small": AttributesConfig(
-            backbone=TimmConfig(name="resnet18", arguments=cnn), num_classes=10, preprocess=_small(64)
+            backbone=TimmConfig(name="resnet18", arguments=cnn), num_classes=10, preprocess=icons(64)
         ),
-        "attributes_test": AttributesConfig(backbone=tiny, table=test, num_classes=5, preprocess=_small(32)),
+        "attributes_test": AttributesConfig(backbone=tiny, table=test, num_classes=5, preprocess=icons(32)),
     }
 
 

@@ -24,6 +24,11 @@ TargetT = TypeVar("TargetT", bound=Target)
 PredictionT = TypeVar("PredictionT", bound=Prediction)
 
 
+def icons(side: int) -> Preprocess:
+    """Small pictures are icons rather than photographs: statistics of one half, and nothing is cut off."""
+    return Preprocess(size=(side, side), policy="stretch", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
     """Base of the model configs; ``build`` is the one place where a model is put together.
@@ -42,7 +47,14 @@ class ModelConfig(Config):
 
     def __post_init__(self) -> None:
         if self.num_classes < self.least_classes:
-            raise ConfigError(f"num_classes is {self.num_classes}", expected=f"at least {self.least_classes}")
+            alone = self.num_classes == 1
+            raise ConfigError(
+                f"num_classes is {self.num_classes}",
+                where="num_classes",
+                expected=f"at least {self.least_classes}"
+                + (": the probability of a single class is always 1" if alone else ""),
+                remedy="give what is not of this class one of its own, such as 'background'" if alone else None,
+            )
 
     def described(self, table: AttributeTable | None) -> ModelConfig:
         """The same config for data whose classes are described by attributes, or not; most models need none."""

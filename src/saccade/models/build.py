@@ -34,7 +34,7 @@ from saccade.models.vit_seg import VitSegConfig
 from saccade.models.yolo import YoloConfig
 from saccade.models.yolo_mask import YoloMaskConfig
 from saccade.models.yolo_v1 import YoloV1Config
-from saccade.models.yolox import YoloxConfig
+from saccade.models.yolox import Yolox, YoloxConfig
 from saccade.models.zero_shot import ZeroShotConfig
 from saccade.ops.image import Preprocess
 from saccade.registry import lookup
@@ -210,7 +210,7 @@ def load_weights(model: AnyModel, source: str | Path) -> TransferReport:
 
     The backbone may come from a model for another task, such as a classifier. The head is taken where its shape fits
     and, as far as both are told, its classes are the model's. Mean and standard deviation of the pixels are taken over
-    where the source tells them; a foreign file does not.
+    where the source tells them; a foreign file does not. A YOLOX that takes weights with folded norms freezes its own.
 
     Raises:
         WeightsError: where the file is damaged or of another architecture; the model stays as it was.
@@ -237,6 +237,8 @@ def load_weights(model: AnyModel, source: str | Path) -> TransferReport:
         given = from_dict(Preprocess, config["preprocess"])
         adopted = dataclasses.replace(model.config.preprocess, mean=given.mean, std=given.std)
         model.config = dataclasses.replace(model.config, preprocess=adopted)
+    if isinstance(model, Yolox) and (Path(source).suffix == ".onnx" or config.get("freeze_norms")):
+        model.freeze_norms()  # they came folded, from the file or from the model that began with it
     return report
 
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from saccade.backbones.base import Routing
 from saccade.backbones.timm import TimmConfig
-from saccade.backbones.vit import ViTConfig
+from saccade.backbones.vit import ViTConfig, check_fit
 from saccade.errors import ConfigError
 from saccade.losses import cross_entropy
-from saccade.models.base import ModelConfig, VisionModel
+from saccade.models.base import ModelConfig, VisionModel, icons
 from saccade.nn.attention import AttentionPool
 from saccade.nn.moe import MoEConfig
 from saccade.nn.norm import build_norm
@@ -36,6 +36,7 @@ class ClassifierConfig(ModelConfig):
     """A classifier: what sees, what gathers, what decides."""
 
     task: ClassVar[TaskName] = "classification"
+    least_classes: ClassVar[int] = 2
     kind: Literal["classifier"] = "classifier"
     backbone: Annotated[ViTConfig | TimmConfig, Field(discriminator="kind")] = field(default_factory=ViTConfig)
     """What turns pixels into features."""
@@ -54,24 +55,9 @@ class ClassifierConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        backbone = self.backbone
-        if self.pool == "token" and not (isinstance(backbone, ViTConfig) and backbone.has_class_token):
-            raise ConfigError(
-                "the backbone has no class token to read",
-                where="pool",
-                expected="'average' or 'attention'",
-                remedy="or set backbone.has_class_token=true on a ViT",
-            )
+        check_fit(self.backbone, self.pool, self.preprocess.size)
         if min(self.head, default=1) < 1:
             raise ConfigError(f"head is {self.head}", where="head", expected="widths of at least 1")
-        if isinstance(backbone, ViTConfig) and any(side % backbone.patch_size for side in self.preprocess.size):
-            patch = backbone.patch_size
-            near = [max(round(side / patch), 1) * patch for side in self.preprocess.size]
-            raise ConfigError(
-                f"patches of {patch} do not tile a canvas of {self.preprocess.size[0]}x{self.preprocess.size[1]}",
-                where="preprocess.size",
-                expected=f"multiples of {patch}, such as {near[0]}x{near[1]}",
-            )
 
     def build(self) -> Classifier:
         """The classifier, with random weights."""
@@ -141,11 +127,10 @@ class Classifier(VisionModel[ClassifierOutputs, ClassTarget, Classification]):
         with torch.no_grad():
             hard = labels.argmax(dim=1) if labels.ndim == 2 else labels
             logs = {"accuracy": (logits.argmax(dim=1) == hard).float().mean()}
-        if len(routing.balance):
-            terms["balance"] = self.config.balance_weight * routing.balance.sum()
-            terms["router_z"] = self.config.router_z_weight * routing.z.sum()
-            logs["dropped"] = routing.dropped.mean()
-        return Losses(terms, logs)
+        config = self.config
+        return routing.added_to(
+            Losses(terms, logs), balance_weight=config.balance_weight, router_z_weight=config.router_z_weight
+        )
 
     def postprocess(self, outputs: ClassifierOutputs, images: ImageBatch) -> list[Classification]:
         """Softmax probabilities, one ``Classification`` per picture."""
@@ -181,7 +166,6 @@ def stack_labels(targets: Sequence[ClassTarget], num_classes: int) -> Tensor:
 
 
 _SIZES = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
-_HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def _vit(shape: tuple[int, int, int], patch_size: int, side: int) -> ViTConfig:
@@ -189,11 +173,6 @@ def _vit(shape: tuple[int, int, int], patch_size: int, side: int) -> ViTConfig:
     return ViTConfig(
         image_size=(side, side), patch_size=patch_size, embed_dim=embed_dim, depth=depth, num_heads=num_heads
     )
-
-
-def _icons(side: int) -> Preprocess:
-    """Small pictures are icons rather than photographs: statistics of one half, and nothing is cut off."""
-    return Preprocess(size=(side, side), policy="stretch", mean=_HALVES[0], std=_HALVES[1])
 
 
 def _published() -> dict[str, ClassifierConfig]:
@@ -237,7 +216,7 @@ def _small() -> dict[str, ClassifierConfig]:
     for name, (shape, patch, side) in shapes.items():
         # Learned positions start at 0.02 beside patches of size 1: short trainings end before they are noticed.
         backbone = replace(_vit(shape, patch, side), has_class_token=False, positions="sincos")
-        plain = ClassifierConfig(backbone=backbone, num_classes=10, preprocess=_icons(side))
+        plain = ClassifierConfig(backbone=backbone, num_classes=10, preprocess=icons(side))
         variants[name] = plain
         variants[f"{name}_moe4"] = replace(plain, backbone=replace(backbone, moe=MoEConfig(num_experts=4)))
     return variants
@@ -249,7 +228,7 @@ def _convolutional() -> dict[str, ClassifierConfig]:
     # The same network as TensorFlow trained it: padding at the right and bottom, values in [-1, 1].
     variants["mobilenetv2_100_tf"] = ClassifierConfig(
         backbone=TimmConfig(name="mobilenetv2_100", arguments={"pad_type": "same"}),
-        preprocess=Preprocess(mean=_HALVES[0], std=_HALVES[1]),
+        preprocess=Preprocess(mean=(0.5,) * 3, std=(0.5,) * 3),
     )
     return variants
 
@@ -260,7 +239,7 @@ def _tests() -> dict[str, ClassifierConfig]:
     free = replace(base, has_class_token=False)
     experts = MoEConfig(num_experts=4, active=2, has_shared_expert=True)
     cnn = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "output_stride": 8}
-    common = {"num_classes": 5, "preprocess": _icons(32)}
+    common = {"num_classes": 5, "preprocess": icons(32)}
 
     def small(backbone: ViTConfig | TimmConfig, **options: object) -> ClassifierConfig:
         return ClassifierConfig(backbone=backbone, **common, **options)  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ from saccade.backbones.timm import TimmConfig
 from saccade.backbones.vit import ViTConfig
 from saccade.errors import ConfigError, InputError
 from saccade.losses import clip_loss, siglip_loss
+from saccade.models.base import icons
 from saccade.models.image_tower import ImageTower, TowerConfig, unit
 from saccade.models.text_tower import TextConfig, TextTower
 from saccade.models.zero_shot import ZeroShotClassifier, ZeroShotConfig
@@ -170,9 +171,17 @@ class Clip(ImageTower[ClipOutputs, Caption, Embedding]):
         return ClipOutputs(image, vectors, self.scale(), bias, torch.tensor(counts, device=image.device))
 
     def scale(self) -> Tensor:
-        """What cosines are multiplied with, ``[]``."""
+        """What cosines are multiplied with, ``[]``: at most ``max_scale``, from where it can still come down."""
+        most = self.config.max_scale
+        if not most:
+            return self.log_scale.exp()
+        if self.training and torch.is_grad_enabled():
+            # The parameter itself is held at the limit, as in OpenAI's training: beyond it, it would wander off.
+            with torch.no_grad():
+                self.log_scale.clamp_(max=math.log(most))
         scale = self.log_scale.exp()
-        return scale.clamp(max=self.config.max_scale) if self.config.max_scale else scale
+        # Cut off in value alone: through ``clamp`` no gradient would pass any more, and the scale would stay for good.
+        return scale.clamp(max=most).detach() + (scale - scale.detach())
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Where texts lie in the shared space, ``[N, D]`` float32 of length 1; gradients pass.
@@ -204,12 +213,14 @@ class Clip(ImageTower[ClipOutputs, Caption, Embedding]):
         vectors = self.log_scale.new_empty(len(texts), self.config.embed_dim, dtype=torch.float32)
         was_training = self.text.training
         self.text.eval()
-        for start in range(0, len(order), TEXTS_AT_ONCE):
-            part = order[start : start + TEXTS_AT_ONCE]
-            vectors[torch.tensor(part, device=vectors.device)] = self.encode_text([texts[index] for index in part])
-            if told is not None:
-                told(len(part))
-        self.text.train(was_training)
+        try:
+            for start in range(0, len(order), TEXTS_AT_ONCE):
+                part = order[start : start + TEXTS_AT_ONCE]
+                vectors[torch.tensor(part, device=vectors.device)] = self.encode_text([texts[index] for index in part])
+                if told is not None:
+                    told(len(part))
+        finally:  # ``told`` may stop it, and so may the memory
+            self.text.train(was_training)
         return vectors
 
     def class_embeddings(
@@ -379,7 +390,7 @@ def _small() -> dict[str, ClipConfig]:
     """Models for a user's own captions, that a laptop trains; their vocabulary is trained on these captions."""
     text = TextConfig(width=128, depth=4, num_heads=4)
     tokenizer = TokenizerConfig(kind="trained", context=48, vocab_size=2048)
-    icons = Preprocess(size=(64, 64), policy="stretch", mean=(0.5,) * 3, std=(0.5,) * 3)
+    preprocess = icons(64)
     cnn = {"layers": [1, 1, 1, 1], "channels": [48, 96, 192, 256], "output_stride": 16}
     vit = ViTConfig(
         image_size=(64, 64),
@@ -403,15 +414,15 @@ def _small() -> dict[str, ClipConfig]:
     }
     photos = Preprocess(policy="stretch")
     return {
-        "clip_small": ClipConfig(backbone=TimmConfig(name="resnet18", arguments=cnn), preprocess=icons, **common),
-        "clip_small_vit": ClipConfig(backbone=vit, preprocess=icons, **common),
+        "clip_small": ClipConfig(backbone=TimmConfig(name="resnet18", arguments=cnn), preprocess=preprocess, **common),
+        "clip_small_vit": ClipConfig(backbone=vit, preprocess=preprocess, **common),
         "clip_words": ClipConfig(
             # A stem of three convolutions sees colour against ground, not only light against dark, before it shrinks.
             backbone=TimmConfig(
                 name="resnet18",
                 arguments={**cnn, "channels": [32, 64, 128, 192], "stem_type": "deep", "stem_width": 16},
             ),
-            preprocess=icons,
+            preprocess=preprocess,
             **{
                 **words,
                 "embed_dim": 128,
@@ -436,8 +447,7 @@ def _tests() -> dict[str, ClipConfig]:
     cnn = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "output_stride": 8}
     small = TokenizerConfig(kind="trained", context=24, vocab_size=600)
     text = TextConfig(width=32, depth=2, num_heads=4)
-    icons = Preprocess(size=(32, 32), policy="stretch", mean=(0.5,) * 3, std=(0.5,) * 3)
-    common: dict[str, Any] = {"embed_dim": 16, "preprocess": icons, "templates": ("{}",)}
+    common: dict[str, Any] = {"embed_dim": 16, "preprocess": icons(32), "templates": ("{}",)}
     return {
         "clip_test": ClipConfig(
             backbone=replace(vit, activation="quick_gelu"),

@@ -18,6 +18,7 @@ from torch import Tensor
 from saccade.config import Config
 from saccade.errors import ConfigError
 from saccade.matching.hungarian import Objects
+from saccade.ops.boxes import from_centres, to_centres
 
 OF_NOTHING = -1
 """Mark of a denoising query that has to be refused."""
@@ -75,13 +76,12 @@ class DenoiseConfig(Config):
 
     def _shift(self, boxes: Tensor, is_told: Tensor) -> Tensor:
         """Boxes ``[B, D, 4]`` whose corners are moved, less far where they have to be told."""
-        centres, sides = boxes[..., :2], boxes[..., 2:]
-        corners = torch.cat([centres - sides / 2, centres + sides / 2], dim=-1)
+        corners, sides = from_centres(boxes), boxes[..., 2:]
         size = _uniform(corners.shape, corners) + (~is_told)[:, None].float()
         sign = torch.where(_uniform(corners.shape, corners) < 0.5, -1.0, 1.0)
         corners = (corners + size * sign * self.box_noise * sides.repeat(1, 1, 2) / 2).clamp(0, 1)
         low, high = torch.minimum(corners[..., :2], corners[..., 2:]), torch.maximum(corners[..., :2], corners[..., 2:])
-        return torch.cat([(low + high) / 2, high - low], dim=-1)
+        return to_centres(torch.cat([low, high], dim=-1))
 
 
 def _uniform(shape: torch.Size, like: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from saccade.models.detector import Candidates, Detector, DetectorConfig, Origin
 from saccade.models.set_loss import SetLossConfig
 from saccade.nn.decoder import DecoderLayer, EncoderLayer
 from saccade.nn.embed import Grid, window_sincos
+from saccade.nn.mlp import ExactLayers
 from saccade.ops.boxes import from_centres
 from saccade.ops.image import Preprocess
 from saccade.registry import register
@@ -87,7 +88,7 @@ class DetrConfig(SetDetectorConfig):
     backbone: TimmConfig = field(default_factory=lambda: TimmConfig(name="resnet50"))
     """What turns pixels into maps; the last one is read."""
     freeze_norms: bool = False
-    """Whether the backbone's batch norms keep their statistics in training, as published."""
+    """Whether the backbone's batch norms stay as they are in training, as published: statistics, weights and biases."""
     width: int = 256
     """C of the tokens."""
     encoder_layers: int = 6
@@ -136,7 +137,7 @@ class QueryDecoder(nn.Module):
         places: ``[Q, C]`` the learned queries: what tells them apart at every layer.
         content: ``[Q, C]`` what each begins with; None where they begin empty.
         head: a query's class; the only part that depends on the classes.
-        box: a query's box, three linear layers.
+        box: a query's box, three linear layers, the last one in float32 whatever the others are in.
     """
 
     def __init__(self, config: SetDetectorConfig, width: int, num_classes: int) -> None:
@@ -150,7 +151,7 @@ class QueryDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, num_classes + 1)
-        self.box = nn.Sequential(
+        self.box = ExactLayers(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4)
         )
         for table in (self.places, self.content):
@@ -158,7 +159,7 @@ class QueryDecoder(nn.Module):
                 nn.init.normal_(table)
 
     def forward(self, memory: Tensor, places: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Ask the picture: logits ``[L, B, Q, K + 1]`` and boxes ``[L, B, Q, 4]``; in evaluation the last layer's.
+        """Ask the picture: logits ``[L, B, Q, K + 1]``, boxes ``[L, B, Q, 4]`` float32; in evaluation the last layer's.
 
         Args:
             memory: ``[B, T, C]`` its tokens.

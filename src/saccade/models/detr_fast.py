@@ -40,7 +40,7 @@ from saccade.nn.csp import TwoWayPyramid
 from saccade.nn.decoder import EncoderLayer, QueryAttention
 from saccade.nn.deformable import DeformableAttention
 from saccade.nn.embed import window_sincos
-from saccade.nn.mlp import MLP
+from saccade.nn.mlp import MLP, ExactLayers
 from saccade.ops.boxes import from_centres
 from saccade.ops.image import Preprocess
 from saccade.registry import register
@@ -112,6 +112,13 @@ class DetrFastConfig(DetectorConfig):
             raise ConfigError(f"width is {self.width}", where="width", expected=expected)
         if not self.strides or list(self.strides) != sorted(set(self.strides)):
             raise ConfigError(f"strides are {self.strides}", where="strides", expected="rising")
+        if self.decoder_layers > 1 and not self.loss.auxiliary:
+            raise ConfigError(
+                "the scores of the earlier layers of the decoder would never learn",
+                where="loss.auxiliary",
+                expected="above 0, or a decoder of one layer",
+                remedy="set loss.auxiliary to 1 or decoder_layers to 1",
+            )
 
     def build(self) -> DetrFast:
         """The detector, with random weights."""
@@ -196,6 +203,9 @@ class ClassHead(nn.Module):
 class DetrFast(Detector[FastOutputs]):
     """Backbone, encoder of maps, cells that become queries, decoder.
 
+    Raises:
+        ConfigError: where the backbone has no map of a stride, or its coarsest map is not among them.
+
     Attributes:
         backbone: pixels to one map per stage.
         encoder: some of these maps to levels of one width.
@@ -210,7 +220,7 @@ class DetrFast(Detector[FastOutputs]):
         super().__init__(config)
         width = config.width
         self.backbone = config.backbone.build_pyramid()
-        self._stages = self.backbone.stages_of(config.strides)
+        self._stages = self.backbone.stages_of(config.strides, needs_coarsest=True)
         self.encoder = MapEncoder([self.backbone.channels[stage] for stage in self._stages], config)
         self.levels = nn.ModuleList(nn.Identity() for _ in config.strides)
         self.cell = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
@@ -229,7 +239,7 @@ class DetrFast(Detector[FastOutputs]):
         anchors = _anchors(maps, self.config.anchor)
         cells = self.cell(torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1))
         dense_logits = self.head.dense(cells)
-        dense_boxes = self.cell_box(cells).float() + torch.logit(anchors, eps=1e-3)
+        dense_boxes = self.cell_box(cells) + torch.logit(anchors, eps=1e-3)
         count = min(self.config.queries, cells.shape[1])
         chosen = dense_logits.detach().amax(-1).topk(count, dim=1).indices
         references = _take(dense_boxes, chosen).detach()
@@ -264,7 +274,7 @@ class DetrFast(Detector[FastOutputs]):
         for index, (layer, correct, score) in enumerate(zip(self.layers, self.boxes, self.head.layers, strict=True)):
             around = references.detach().sigmoid()
             queries = layer(queries, self.place(around.to(queries.dtype)), around, maps, mask)
-            shift = correct(queries).float()
+            shift = correct(queries)
             if self.training or index + 1 == len(self.layers):
                 logits.append(score(queries))
                 boxes.append((references + shift).sigmoid())
@@ -274,7 +284,9 @@ class DetrFast(Detector[FastOutputs]):
 
     def loss(self, outputs: FastOutputs, targets: Sequence[BoxTarget]) -> Losses:
         """``class``, ``boxes``, ``giou`` of the last layer; with ``aux_``, ``dense_``, ``denoise_`` of all others."""
-        return Losses(self.config.loss(outputs, learnable(targets)))
+        height, width = outputs.canvas.tolist()
+        finest = math.prod(self._grids((height, width))[0])
+        return Losses(self.config.loss(outputs, learnable(targets), finest))
 
     def candidates(self, outputs: FastOutputs, images: ImageBatch) -> list[Candidates]:
         """The queries of each picture, each as an object of every class."""
@@ -340,12 +352,12 @@ def _anchors(maps: Sequence[Tensor], side: float) -> Tensor:
     return torch.cat(found)
 
 
-def _box_layers(width: int) -> nn.Sequential:
-    """Three linear layers that begin by changing next to nothing."""
+def _box_layers(width: int) -> ExactLayers:
+    """Three linear layers that begin by changing next to nothing; float32 logits of boxes."""
     last = nn.Linear(width, 4)
     nn.init.normal_(last.weight, std=1e-3)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), last)
+    return ExactLayers(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), last)
 
 
 def _variants() -> dict[str, DetrFastConfig]:

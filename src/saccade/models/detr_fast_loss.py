@@ -78,7 +78,7 @@ class FastLossConfig(Config):
     giou: float = 2.0
     """Weight of one minus the generalised IoU."""
     dense: float = 1.0
-    """Weight of all that the cells learn."""
+    """Weight of all that the cells learn, above 0: nothing else tells cells which of them to begin with."""
     denoise: float = 1.0
     """Weight of all that the denoising queries learn."""
     auxiliary: float = 1.0
@@ -98,15 +98,23 @@ class FastLossConfig(Config):
         weights = (self.classes, self.boxes, self.giou, self.dense, self.denoise, self.auxiliary, self.overlap_power)
         if min(*weights, self.alpha, self.gamma) < 0:
             raise ConfigError("a weight is negative", where="loss", expected="at least 0")
+        if not self.dense:
+            raise ConfigError(
+                "the cells' scores and boxes would never learn, and queries begin as the best cells",
+                where="loss.dense",
+                expected="above 0",
+                remedy="set it to 1",
+            )
         if self.matcher.scores != "sigmoid":
             raise ConfigError("these scores are sigmoids", where="loss.matcher.scores", expected="'sigmoid'")
 
-    def __call__(self, outputs: FastOutputs, targets: Sequence[BoxTarget]) -> Terms:
+    def __call__(self, outputs: FastOutputs, targets: Sequence[BoxTarget], finest: int | None = None) -> Terms:
         """All terms.
 
         Args:
             outputs: of the model, with denoising queries or without.
             targets: of the batch, without crowds; the same as denoising queries were made of.
+            finest: how many cells the finest map has, as ``AlignedAssigner`` takes it.
         """
         objects = Objects.of(targets, outputs.canvas.expand(len(targets), 2))
         logits = torch.cat([outputs.auxiliary.logits, outputs.logits[None]])
@@ -115,8 +123,7 @@ class FastLossConfig(Config):
         pairs = self.matcher(logits.flatten(0, 1), boxes.flatten(0, 1), repeated)
         terms = self._terms(Answers(logits, boxes), repeated, pairs, objects_in(objects))
         found = last_and_earlier(terms, self.auxiliary)
-        if self.dense:
-            found |= {f"dense_{name}": self.dense * term for name, term in self._dense(outputs, targets).items()}
+        found |= {f"dense_{name}": self.dense * term for name, term in self._dense(outputs, targets, finest).items()}
         if self.denoise and outputs.denoised.shape[1]:
             told = self._denoise(outputs.noisy, outputs.denoised, objects)
             found |= {f"denoise_{name}": self.denoise * term.sum() for name, term in told.items()}
@@ -150,12 +157,12 @@ class FastLossConfig(Config):
             "giou": self.giou * per_layer(1 - matched.giou(), layer, layers) / count,
         }
 
-    def _dense(self, outputs: FastOutputs, targets: Sequence[BoxTarget]) -> Terms:
+    def _dense(self, outputs: FastOutputs, targets: Sequence[BoxTarget], finest: int | None) -> Terms:
         """What the cells learn, each object by several of them, as much as they fit it."""
         sides = outputs.canvas.flip(0).repeat(2)
         boxes = from_centres(outputs.dense_boxes.detach()) * sides
         scores = outputs.dense_logits.detach().float().sigmoid()
-        aligned = self.assigner(outputs.centres, boxes, scores, targets)
+        aligned = self.assigner(outputs.centres, boxes, scores, targets, finest=finest)
         count = aligned.scores.sum().clamp_min(1)
         wrong = varifocal(outputs.dense_logits, aligned.scores, alpha=self.alpha, gamma=self.gamma)
         chosen = aligned.is_positive

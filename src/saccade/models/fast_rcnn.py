@@ -41,7 +41,8 @@ class FastRCNNConfig(DetectorConfig):
     backbone: TimmConfig = field(default_factory=lambda: TimmConfig(name="resnet18", arguments={"output_stride": 16}))
     """What turns pixels into maps; ``{"output_stride": 16}`` dilates a ResNet's last stage to the paper's stride."""
     freeze_norms: bool = False
-    """Whether the backbone's batch norms keep their statistics in training, which a handful of pictures would spoil."""
+    """Whether the backbone's batch norms stay as they are in training, as published: statistics, which a handful of
+    pictures would spoil, weights and biases. For backbones that are trained already."""
     pyramid_width: int = 0
     """D, width of a feature pyramid over the maps from stride 4; 0 reads the backbone's last map alone."""
     box: BoxHeadConfig = field(

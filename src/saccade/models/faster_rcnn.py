@@ -21,7 +21,7 @@ from saccade.backbones.timm import TimmConfig
 from saccade.errors import ConfigError
 from saccade.matching.sample import BalancedSampler
 from saccade.models.detector import Candidates, Detector, DetectorConfig, Origin, Selection, letterbox
-from saccade.models.roi_heads import BoxHead, BoxHeadConfig, Regions, RoIHead
+from saccade.models.roi_heads import BoxHead, BoxHeadConfig, Regions, RoIHead, region_candidates, sample_regions
 from saccade.models.rpn import RPN, AnchorConfig, RPNConfig, RPNOutputs
 from saccade.nn.fpn import FeaturePyramid
 from saccade.ops.image import Preprocess
@@ -36,7 +36,8 @@ class TwoStageConfig(DetectorConfig):
     backbone: TimmConfig = field(default_factory=lambda: TimmConfig(name="resnet50"))
     """What turns pixels into maps."""
     freeze_norms: bool = False
-    """Whether the backbone's batch norms keep their statistics in training, which a handful of pictures would spoil."""
+    """Whether the backbone's batch norms stay as they are in training, as published: statistics, which a handful of
+    pictures would spoil, weights and biases. For backbones that are trained already."""
     strides: tuple[int, ...] = (4, 8, 16, 32)
     """The backbone's maps that the pyramid stands on; the proposals see one level more, of half the resolution."""
     pyramid_width: int = 256
@@ -98,11 +99,7 @@ class FasterRCNN(Detector[TwoStageOutputs]):
     def __init__(self, config: TwoStageConfig) -> None:
         super().__init__(config)
         self.backbone = config.backbone.build_pyramid()
-        coarsest = max(self.backbone.strides)
-        if coarsest not in config.strides:  # it would compute a map for nobody
-            told = "the backbone's coarsest map is not used"
-            raise ConfigError(told, where="strides", expected=f"{coarsest} in them")
-        self._stages = self.backbone.stages_of(config.strides)
+        self._stages = self.backbone.stages_of(config.strides, needs_coarsest=True)
         channels = [self.backbone.channels[stage] for stage in self._stages]
         self.pyramid = FeaturePyramid(channels, config.pyramid_width, has_norm=config.pyramid_norm)
         self.rpn = RPN(config.rpn, config.pyramid_width)
@@ -127,7 +124,8 @@ class FasterRCNN(Detector[TwoStageOutputs]):
         anchors = self.rpn(levels, canvas)
         proposals = self.rpn.propose(anchors, levels, images.sizes)
         with torch.no_grad():
-            regions = Regions.of(proposals) if targets is None else self.box.sample(proposals, targets)
+            own = self.box.config
+            regions = Regions.of(proposals) if targets is None else sample_regions(proposals, targets, own)
         said: list[Any] = []
         for index, head in enumerate(self._heads()):
             said.append(head(levels, regions))
@@ -145,7 +143,7 @@ class FasterRCNN(Detector[TwoStageOutputs]):
 
     def candidates(self, outputs: TwoStageOutputs, images: ImageBatch) -> list[Candidates]:
         """The regions of each picture, each as an object of every class."""
-        return self.box.candidates(outputs.heads[0], len(images))
+        return region_candidates(outputs.heads[0], len(images), self.box.config)
 
     def origin(self, outputs: TwoStageOutputs, image: int, source: int) -> Origin:
         """The proposal, and the level that it was read from."""

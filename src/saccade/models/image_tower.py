@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from saccade.backbones.timm import TimmConfig
-from saccade.backbones.vit import ViT, ViTConfig
+from saccade.backbones.vit import ViT, ViTConfig, check_fit
 from saccade.errors import ConfigError
 from saccade.models.base import ModelConfig, OutputsT, PredictionT, TargetT, VisionModel
 from saccade.nn.attention import AttentionPool
@@ -56,20 +56,13 @@ class TowerConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         backbone = self.backbone
-        if self.pool == "token" and not (isinstance(backbone, ViTConfig) and backbone.has_class_token):
-            told = "the backbone has no class token to read"
-            raise ConfigError(told, where="pool", expected="'average' or 'attention'")
+        check_fit(backbone, self.pool, self.preprocess.size)
         if self.embed_dim < 1 or self.pool_heads < 1 or self.pool_mlp_ratio < 0:
             raise ConfigError("embed_dim and pool_heads are at least 1, pool_mlp_ratio at least 0", where="embed_dim")
         if not 0 <= self.image_dropout < 1:
             raise ConfigError(f"image_dropout is {self.image_dropout}", where="image_dropout", expected="in [0, 1)")
-        if isinstance(backbone, ViTConfig):
-            if backbone.moe.num_experts:
-                raise ConfigError("a tower of pictures and texts has no experts", where="backbone.moe.num_experts")
-            if any(side % backbone.patch_size for side in self.preprocess.size):
-                size = "x".join(map(str, self.preprocess.size))
-                told = f"patches of {backbone.patch_size} do not tile a canvas of {size}"
-                raise ConfigError(told, where="preprocess.size", expected=f"multiples of {backbone.patch_size}")
+        if isinstance(backbone, ViTConfig) and backbone.moe.num_experts:
+            raise ConfigError("a tower of pictures and texts has no experts", where="backbone.moe.num_experts")
 
 
 class ImageTower(VisionModel[OutputsT, TargetT, PredictionT], Generic[OutputsT, TargetT, PredictionT]):

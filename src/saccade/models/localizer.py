@@ -25,6 +25,7 @@ from saccade.backbones.timm import TimmConfig
 from saccade.errors import ConfigError
 from saccade.losses import cross_entropy
 from saccade.models.detector import Candidates, Detector, DetectorConfig, Selection, learnable, letterbox
+from saccade.nn.mlp import in_float32
 from saccade.ops.boxes import areas, from_centres, generalized_iou, paired_iou, to_centres
 from saccade.registry import register
 from saccade.types import BoxTarget, ExplainSpec, GridLayer, ImageBatch, LinearHead, Losses
@@ -63,7 +64,7 @@ class LocalizerOutputs(NamedTuple):
 
     Attributes:
         logits: ``[B, K]``.
-        shares: ``[B, 4]`` centre x, centre y, width, height as shares of the canvas, in (0, 1).
+        shares: ``[B, 4]`` float32, centre x, centre y, width, height as shares of the canvas, in (0, 1).
         canvas: ``[2]`` int64, H and W.
     """
 
@@ -89,7 +90,7 @@ class Localizer(Detector[LocalizerOutputs]):
         maps = self.backbone(images.pixels).maps[-1]
         cells = F.adaptive_avg_pool2d(maps, self.config.grid).flatten(1)
         canvas = torch.tensor(images.pixels.shape[-2:], device=maps.device)
-        return LocalizerOutputs(self.head(maps.mean(dim=(2, 3))), self.box(cells).sigmoid(), canvas)
+        return LocalizerOutputs(self.head(maps.mean(dim=(2, 3))), in_float32(self.box, cells).sigmoid(), canvas)
 
     def loss(self, outputs: LocalizerOutputs, targets: Sequence[BoxTarget]) -> Losses:
         """``class`` and ``boxes``, means over the pictures that hold an object; ``iou`` is logged."""

@@ -17,7 +17,7 @@ B batch · K classes · N patches · C channels · p side of a patch · H, W can
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -91,16 +91,17 @@ class PatchStage(nn.Module):
         nn.init.kaiming_normal_(self.convolution.weight, nonlinearity="relu")
         nn.init.zeros_(self.convolution.bias)  # type: ignore[arg-type]
 
-    def forward(self, maps: Tensor, dilation: int | None = None) -> Tensor:
-        """Maps ``[N, C_in, h, w]`` to ``[N, C_out, h', w']``.
+    def on_patches(self, maps: Tensor) -> Tensor:
+        """Maps of patches ``[N, C_in, h, w]`` to ``[N, C_out, h', w']``, which the pooling has halved."""
+        return F.max_pool2d(F.relu(self.convolution(maps), inplace=True), 2)
+
+    def forward(self, maps: Tensor, dilation: int) -> Tensor:
+        """Maps of whole pictures ``[B, C_in, h, w]`` to ``[B, C_out, h', w']``: the pooling leaves no place out.
 
         Args:
-            maps: of patches, or of whole pictures.
-            dilation: None for patches, whose map the pooling halves. For pictures the pixels between two neighbours of
-                a patch's map: then the pooling leaves no place out.
+            maps: of whole pictures.
+            dilation: pixels between two neighbours of a patch's map.
         """
-        if dilation is None:
-            return F.max_pool2d(F.relu(self.convolution(maps), inplace=True), 2)
         maps = F.conv2d(maps, self.convolution.weight, self.convolution.bias, dilation=dilation)
         # Many times as fast as a dilated max_pool2d, which also notes where each maximum was.
         maps = torch.maximum(maps[:, :, dilation:], maps[:, :, :-dilation])
@@ -116,15 +117,17 @@ class PatchDense(nn.Linear):
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         nn.init.zeros_(self.bias)
 
-    def forward(self, maps: Tensor, dilation: int | None = None) -> Tensor:
-        """Maps ``[N, C, s, s]`` of patches to ``[N, D]``; with a dilation, of pictures to ``[B, D, h, w]``.
+    def on_patches(self, maps: Tensor) -> Tensor:
+        """Maps of patches ``[N, C, s, s]`` to ``[N, D]``."""
+        return F.linear(maps.flatten(1), self.weight, self.bias)
+
+    def forward(self, maps: Tensor, dilation: int) -> Tensor:  # type: ignore[override]
+        """Maps of whole pictures ``[B, C, h, w]`` to ``[B, D, h', w']``: the same weights are a convolution.
 
         Args:
-            maps: of patches, or of whole pictures.
-            dilation: None for patches; for pictures as in ``PatchStage``, the same weights being a convolution.
+            maps: of whole pictures.
+            dilation: pixels between two neighbours of a patch's map.
         """
-        if dilation is None:
-            return F.linear(maps.flatten(1), self.weight, self.bias)
         return F.conv2d(maps, self.weight.reshape(-1, *self.kernel), self.bias, dilation=dilation)
 
 
@@ -167,11 +170,10 @@ class PatchCNN(Segmenter):
         """Patches ``[N, 3, p, p]`` to the logits ``[N, K]`` of their middle pixels."""
         maps = patches
         for stage in self.stages:
-            maps = stage(maps)
+            maps = cast(PatchStage, stage).on_patches(maps)
         for layer in self.dense:
-            maps = F.relu(layer(maps), inplace=True)
-        logits: Tensor = self.head(self.final(maps))
-        return logits
+            maps = F.relu(cast(PatchDense, layer).on_patches(maps), inplace=True)
+        return self.head.on_patches(self.final(maps))
 
     def slide(self, pixels: Tensor) -> Tensor:
         """Logits ``[B, K, H, W]`` from a patch cut out around every pixel, ``PATCHES_AT_ONCE`` at a time.

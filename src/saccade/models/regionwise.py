@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from saccade.backbones.base import BackboneConfig
 from saccade.errors import ConfigError
-from saccade.matching.assign import IoUAssigner
+from saccade.matching.assign import IGNORED, IoUAssigner
 from saccade.matching.sample import BalancedSampler
 from saccade.models.detector import Candidates, Detector, DetectorConfig
 from saccade.models.roi_heads import (
@@ -61,18 +61,24 @@ class RegionDetector(Detector[BoxOutputs]):
         """Raw outputs; with targets of a balanced sample of the regions and of the objects, else of all regions."""
         with torch.no_grad():
             boxes = self.propose(images)
-            if targets is not None:
-                boxes = self.sample(boxes, targets)
-        return self.look(images, boxes)
+            if targets is None:
+                return self.look(images, boxes)
+            regions = self.sample(boxes, targets)
+        outputs = self.look(images, [regions.boxes[rows] for rows in regions.per_image(len(images))])
+        return outputs._replace(regions=regions)
 
-    def sample(self, proposals: Sequence[Tensor], targets: Sequence[BoxTarget]) -> list[Tensor]:
+    def sample(self, proposals: Sequence[Tensor], targets: Sequence[BoxTarget]) -> Regions:
         """A balanced choice of each picture's regions and its objects themselves; two at least, for the batch norms."""
-        chosen = []
-        for boxes, some in zip(proposals, sample_regions(proposals, targets, self.learning), strict=True):
-            # Where crowds cover everything one region stays, which nothing is learned from.
-            some = some if len(some) else boxes[:1]
-            chosen.append(some if len(some) > 1 else some.repeat(2, 1))
-        return chosen
+        sampled = sample_regions(proposals, targets, self.learning)
+        chosen, assigned = [], []
+        for boxes, rows in zip(proposals, sampled.per_image(len(targets)), strict=True):
+            some, matched = sampled.boxes[rows], sampled.matched[rows]
+            if not len(rows):  # where crowds cover everything one region stays, which nothing is learned from
+                some, matched = boxes[:1], matched.new_full((1,), IGNORED)
+            times = 1 if len(some) > 1 else 2
+            chosen.append(some.repeat(times, 1))
+            assigned.append(matched.repeat(times))
+        return Regions.of(chosen, matched=assigned)
 
     def loss(self, outputs: BoxOutputs, targets: Sequence[BoxTarget]) -> Losses:
         """``class`` and ``boxes``, the multi-task loss of Fast R-CNN."""

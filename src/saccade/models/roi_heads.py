@@ -30,6 +30,8 @@ from saccade.types import BoxTarget, Detections, ImageBatch
 
 UNKNOWN = -1
 """Label of a region of which nobody said what it is."""
+UNASSIGNED = -3
+"""Mark of a region that was not yet held against the objects; beside those of ``matching.assign``."""
 
 
 class Regions(NamedTuple):
@@ -40,12 +42,15 @@ class Regions(NamedTuple):
         image: ``[R]`` int64, which picture each is in.
         labels: ``[R]`` int64, which class each is seen as; ``UNKNOWN`` of proposals.
         source: ``[R]`` int64, which candidate of its picture each comes from.
+        matched: ``[R]`` int64, which object of its picture's target each learns, ``BACKGROUND`` or ``IGNORED``;
+            ``UNASSIGNED`` of regions that were not sampled to learn from.
     """
 
     boxes: Tensor
     image: Tensor
     labels: Tensor
     source: Tensor
+    matched: Tensor
 
     @classmethod
     def of(
@@ -53,8 +58,9 @@ class Regions(NamedTuple):
         boxes: Sequence[Tensor],
         labels: Sequence[Tensor] | None = None,
         source: Sequence[Tensor] | None = None,
+        matched: Sequence[Tensor] | None = None,
     ) -> Regions:
-        """The boxes ``[R_b, 4]`` of each picture as one, of unknown class and their own source unless told."""
+        """The boxes ``[R_b, 4]`` of each picture as one; of unknown class, their own source, unassigned unless told."""
         device = boxes[0].device
         counts = [len(part) for part in boxes]
         image = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
@@ -62,7 +68,10 @@ class Regions(NamedTuple):
             labels = [torch.full((count,), UNKNOWN, device=device) for count in counts]
         if source is None:
             source = [torch.arange(count, device=device) for count in counts]
-        return cls(torch.cat(list(boxes)), image, torch.cat(list(labels)), torch.cat(list(source)))
+        if matched is None:
+            matched = [torch.full((count,), UNASSIGNED, device=device) for count in counts]
+        parts = (torch.cat(list(part)) for part in (labels, source, matched))
+        return cls(torch.cat(list(boxes)), image, *parts)
 
     def per_image(self, count: int) -> list[Tensor]:
         """Indices of the regions of each of ``count`` pictures."""
@@ -193,14 +202,6 @@ class BoxHead(RoIHead[BoxOutputs]):
         patches = self.convs(self.extract(levels, regions.boxes, regions.image))
         return BoxOutputs(regions, *self.head(self.linears(patches.flatten(1))))
 
-    def sample(self, proposals: Sequence[Tensor], targets: Sequence[BoxTarget]) -> Regions:
-        """A balanced choice of each picture's proposals ``[R_b, 4]`` and its objects themselves, to learn from."""
-        return Regions.of(sample_regions(proposals, targets, self.config))
-
-    def candidates(self, outputs: BoxOutputs, count: int) -> list[Candidates]:
-        """Every region of each of ``count`` pictures as an object of every class."""
-        return region_candidates(outputs, count, self.config)
-
     @torch.no_grad()
     def keep(self, outputs: BoxOutputs, sizes: Sequence[tuple[int, int]]) -> list[Kept]:
         """The detections of each picture, as ``select`` takes them from all candidates."""
@@ -224,9 +225,9 @@ class BoxHead(RoIHead[BoxOutputs]):
             kept = self.keep(outputs, sizes)
             return Regions.of([k.boxes for k in kept], [k.labels for k in kept], [k.source for k in kept])
         boxes, labels, source = [], [], []
-        for rows, target in zip(outputs.regions.per_image(len(targets)), targets, strict=True):
+        assigned = _assigned(outputs.regions, targets, self.config)
+        for rows, matched, target in zip(outputs.regions.per_image(len(targets)), assigned, targets, strict=True):
             own = outputs.regions.boxes[rows]
-            matched = self.config.assigner(own, target).matched
             positive = torch.nonzero(matched >= 0)[:, 0]
             boxes.append(own[positive])
             labels.append(target.labels[matched[positive]])
@@ -262,14 +263,20 @@ def class_evidence(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logits.softmax(dim=1)[:, :-1], (logits - others)[:, :-1]
 
 
-def sample_regions(proposals: Sequence[Tensor], targets: Sequence[BoxTarget], config: BoxHeadConfig) -> list[Tensor]:
-    """A balanced choice of each picture's proposals ``[R_b, 4]`` and its objects themselves, to learn from."""
-    chosen = []
+def sample_regions(proposals: Sequence[Tensor], targets: Sequence[BoxTarget], config: BoxHeadConfig) -> Regions:
+    """A balanced choice of each picture's proposals ``[R_b, 4]`` and its objects themselves, to learn from.
+
+    What each learns is settled here: among the few that are chosen an object may have lost all its regions, and another
+    assignment would give it what is background.
+    """
+    chosen, assigned = [], []
     for boxes, target in zip(proposals, targets, strict=True):
         boxes = torch.cat([boxes, target.without_crowds().boxes.to(boxes)])
-        positive, negative = config.sampler(config.assigner(boxes, target).matched)
-        chosen.append(boxes[torch.cat([positive, negative])])
-    return chosen
+        matched = config.assigner(boxes, target).matched
+        rows = torch.cat(config.sampler(matched))
+        chosen.append(boxes[rows])
+        assigned.append(matched[rows])
+    return Regions.of(chosen, matched=assigned)
 
 
 def region_candidates(outputs: BoxOutputs, count: int, config: BoxHeadConfig) -> list[Candidates]:
@@ -282,12 +289,21 @@ def region_candidates(outputs: BoxOutputs, count: int, config: BoxHeadConfig) ->
     return found
 
 
+def _assigned(regions: Regions, targets: Sequence[BoxTarget], config: BoxHeadConfig) -> list[Tensor]:
+    """Which object the regions of each picture learn, ``[R_b]`` as ``Regions.matched`` has it; sampled ones know."""
+    rows = regions.per_image(len(targets))
+    if not bool((regions.matched == UNASSIGNED).any()):
+        return [regions.matched[own] for own in rows]
+    return [config.assigner(regions.boxes[own], target).matched for own, target in zip(rows, targets, strict=True)]
+
+
 def region_losses(outputs: BoxOutputs, targets: Sequence[BoxTarget], config: BoxHeadConfig) -> dict[str, Tensor]:
     """The multi-task loss of Fast R-CNN, means over the regions that are learned from.
 
     Args:
-        outputs: of regions of all pictures; of each picture a balanced choice is learned from.
-        targets: the objects of each picture, on the canvas.
+        outputs: of regions of all pictures; what sampled ones learn was settled when they were sampled, of others a
+            balanced choice of each picture is learned from.
+        targets: the objects of each picture, on the canvas; of sampled regions those that they were sampled for.
         config: matching, choice and the factors of the codes.
 
     Returns:
@@ -296,10 +312,10 @@ def region_losses(outputs: BoxOutputs, targets: Sequence[BoxTarget], config: Box
     """
     background = outputs.logits.shape[1] - 1
     chosen, labels, objects, own, aims = [], [], [], [], []
-    for rows, target in zip(outputs.regions.per_image(len(targets)), targets, strict=True):
+    assigned = _assigned(outputs.regions, targets, config)
+    for rows, matched, target in zip(outputs.regions.per_image(len(targets)), assigned, targets, strict=True):
         boxes = outputs.regions.boxes[rows]
-        matched = config.assigner(boxes, target).matched
-        positive, negative = config.sampler(matched)
+        positive, negative = config.sampler(matched)  # of sampled regions all
         classes = target.labels[matched[positive]]
         chosen += [rows[positive], rows[negative]]
         labels += [classes, torch.full_like(negative, background)]

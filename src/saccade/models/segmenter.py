@@ -70,6 +70,7 @@ class SegmenterConfig(ModelConfig):
     """Base of the segmenters' configs."""
 
     task: ClassVar[TaskName] = "semantic"
+    least_classes: ClassVar[int] = 2
     num_classes: int = 21
     """Number of pixel classes; a background is one of them."""
     preprocess: Preprocess = field(default_factory=lambda: native(256))

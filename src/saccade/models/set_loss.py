@@ -121,6 +121,9 @@ class Matched(NamedTuple):
 def varifocal(logits: Tensor, aims: Tensor, *, alpha: float, gamma: float) -> Tensor:
     """Binary cross-entropy towards aimed scores, each term ``[...]``: what aims at nothing counts alpha * score^gamma.
 
+    Differs from the paper (VarifocalNet, equation 2): there what aims at an object counts as much as it aims at, here
+    it counts 1 whatever that is, so that an object whose boxes are still far off is not passed over.
+
     Args:
         logits: ``[..., K]``.
         aims: ``[..., K]`` in [0, 1]; above 0 only for the class of an object.

@@ -46,7 +46,8 @@ class SlidingWindowConfig(WarpConfig):
     context: int = 4
     """Pixels of the warped frame that show what is around the window."""
     assigner: IoUAssigner = field(default_factory=lambda: IoUAssigner(positive=0.5, negative=0.4, keep_best=True))
-    """Which windows are objects, in training; with ``keep_best`` an object that fits no window has one still."""
+    """Which windows are objects, in training; with ``keep_best`` an object that fits no window has its best one still,
+    unless that overlaps another object more. The objects themselves are among the windows that are learned from."""
     sampler: BalancedSampler = field(default_factory=lambda: BalancedSampler(size=64, positive_share=0.25))
     """How many windows of one picture are learned from."""
     selection: Selection = field(default_factory=lambda: Selection(nms_iou=0.3))

@@ -98,13 +98,10 @@ class VitSeg(Segmenter):
         Raises:
             InputError: where a target is not of the canvas's size, or has a label that is no class.
         """
-        losses, routing = super().loss(outputs, targets), outputs.routing
-        if not len(routing.balance):
-            return losses
-        balance = self.config.balance_weight * routing.balance.sum()
-        router_z = self.config.router_z_weight * routing.z.sum()
-        terms = {**losses.terms, "balance": balance, "router_z": router_z}
-        return Losses(terms, {**losses.logs, "dropped": routing.dropped.mean()})
+        losses, config = super().loss(outputs, targets), self.config
+        return outputs.routing.added_to(
+            losses, balance_weight=config.balance_weight, router_z_weight=config.router_z_weight
+        )
 
     def explain_spec(self) -> ExplainSpec:
         """The transformer's blocks and attention, ``bottleneck``, the decoder's steps, and ``final``."""

@@ -219,6 +219,7 @@ class Yolo(Detector[YoloOutputs]):
         terms: dict[str, Tensor] = {}
         logs: dict[str, Tensor] = {}
         one = replace(self.config.assigner, most=1)
+        finest = count_finest(outputs.points)
         for name, assigner, logits, codes in (
             ("one", one, outputs.one_logits, outputs.one_codes),
             ("many", self.config.assigner, outputs.many_logits, outputs.many_codes),
@@ -228,7 +229,7 @@ class Yolo(Detector[YoloOutputs]):
             logits, codes = logits.float(), codes.float()
             with torch.no_grad():
                 boxes = self.decode(codes, outputs.points)
-                aligned = assigner(outputs.points[:, :2], boxes, logits.sigmoid(), kept)
+                aligned = assigner(outputs.points[:, :2], boxes, logits.sigmoid(), kept, finest=finest)
             found = self._terms(logits, codes, outputs.points, aligned)
             if outputs.prototypes.numel():
                 found["mask"] = self.mask_term(name == "one", outputs, codes, aligned, kept)
@@ -277,7 +278,8 @@ class Yolo(Detector[YoloOutputs]):
         if self.config.bins:
             bins = self.config.bins
             shares = codes[..., : 4 * bins].float().reshape(*codes.shape[:-1], 4, bins).softmax(-1)
-            distances = shares @ torch.arange(bins, dtype=torch.float32, device=codes.device)
+            # Not as a product of matrices, which under autocast would round the boxes to 8 bits.
+            distances = (shares * torch.arange(bins, dtype=torch.float32, device=codes.device)).sum(-1)
         else:
             distances = F.softplus(codes[..., :4].float())
         distances = distances * points[:, 2:]
@@ -347,6 +349,11 @@ def points_of(maps: Sequence[Tensor]) -> Tensor:
         places = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).reshape(-1, 2) * stride
         found.append(F.pad(places, (0, 1), value=float(stride)))
     return torch.cat(found)
+
+
+def count_finest(points: Tensor) -> int:
+    """How many of the points ``[P, 3]`` are the finest map's, which come first."""
+    return int((points[:, 2] == STRIDES[0]).sum())
 
 
 def _distances(boxes: Tensor, points: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ B batch · S x S cells · n boxes per cell · K classes · H, W canvas · N obje
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -52,7 +53,7 @@ class YoloV1Config(DetectorConfig):
     backbone: TimmConfig = field(default_factory=lambda: TimmConfig(name="resnet34"))
     """What turns pixels into maps; the last one is read."""
     grid: int = 7
-    """S, cells along each side."""
+    """S, cells along each side: at most as many as the backbone's last map has on this canvas."""
     boxes: int = 2
     """n, boxes of each cell."""
     width: int = 1024
@@ -100,13 +101,26 @@ class YoloV1Outputs(NamedTuple):
 
 
 class YoloV1(Detector[YoloV1Outputs]):
-    """Backbone, four convolutions that bring its map to the grid, head."""
+    """Backbone, four convolutions, the mean of what each cell of the grid covers, head.
+
+    Raises:
+        ConfigError: where the backbone's last map is coarser than the grid: several cells would always say the same.
+    """
 
     config: YoloV1Config
 
     def __init__(self, config: YoloV1Config) -> None:
         super().__init__(config)
         self.backbone = config.backbone.build()
+        stride = self.backbone.strides[-1]
+        rows, columns = (math.ceil(side / stride) for side in config.preprocess.size)
+        if min(rows, columns) < config.grid:
+            raise ConfigError(
+                f"the grid is {config.grid}x{config.grid}, the backbone's last map {rows}x{columns}",
+                where="yolo_v1.grid",
+                expected=f"at most {min(rows, columns)}: cells that share a place of the map say the same",
+                remedy="set a smaller grid, a larger canvas or backbone.arguments.output_stride",
+            )
         width = config.width
         self.neck = nn.Sequential(
             *_block(self.backbone.channels[-1], width),
@@ -273,22 +287,25 @@ def _block(num_in: int, num_out: int) -> list[nn.Module]:
 
 
 def _variants() -> dict[str, YoloV1Config]:
-    narrow = TimmConfig(name="resnet18", arguments={"channels": [16, 32, 64, 128]})
+    # Stride 16 gives the small canvas as many places as the published one has at 32.
+    r18 = TimmConfig(name="resnet18", arguments={"output_stride": 16})
+    narrow = replace(r18, arguments={"channels": [16, 32, 64, 128], **r18.arguments})
     all_boxes = Selection(min_score=0.0)  # untrained, it is sure of nothing
-    tiny = TimmConfig(name="resnet18", arguments={"layers": [1, 1, 1, 1], "channels": [8, 8, 12, 16]})
+    tiny_arguments = {"layers": [1, 1, 1, 1], "channels": [8, 8, 12, 16]}
+    tiny = TimmConfig(name="resnet18", arguments=tiny_arguments)
     published = YoloV1Config()
     small = replace(
         published, head="convolutional", width=128, preprocess=Preprocess(size=(224, 224), policy="stretch")
     )
     return {
         "yolo_v1": published,
-        "yolo_v1_r18": replace(small, backbone=TimmConfig(name="resnet18"), width=256, grid=14),
+        "yolo_v1_r18": replace(small, backbone=r18, width=256, grid=14),
         "yolo_v1_small": replace(small, backbone=narrow, grid=14),
         "yolo_v1_test": replace(
             small,
             num_classes=5,
             selection=all_boxes,
-            backbone=tiny,
+            backbone=replace(tiny, arguments={**tiny_arguments, **r18.arguments}),
             width=16,
             grid=4,
             preprocess=Preprocess(size=(64, 64), policy="stretch"),

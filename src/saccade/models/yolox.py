@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from saccade.errors import ConfigError
 from saccade.matching.aligned import AlignedAssigner
 from saccade.models.detector import Candidates, Detector, DetectorConfig, Selection, learnable
-from saccade.models.yolo import STRIDES, points_of
+from saccade.models.yolo import STRIDES, count_finest, points_of
 from saccade.nn.conv import ConvNorm
 from saccade.nn.csp import PoolPyramid
+from saccade.nn.norm import keep_statistics
 from saccade.ops.boxes import from_centres, generalized_iou
 from saccade.ops.image import Preprocess
 from saccade.registry import register
@@ -52,6 +53,9 @@ class YoloxConfig(DetectorConfig):
     """Channels of the towers."""
     is_depthwise: bool = True
     """Whether 3x3 convolutions are split into one per channel and one over channels, as in the nano."""
+    freeze_norms: bool = False
+    """Whether batch norms keep their statistics in training. Weights whose norms were folded into the convolutions, as
+    in the published file, need it: statistics of a batch would replace what there no longer is."""
     box_weight: float = 5.0
     """Of 1 - GIoU of the positive points."""
     assigner: AlignedAssigner = field(default_factory=AlignedAssigner)
@@ -225,6 +229,19 @@ class Yolox(Detector[YoloxOutputs]):
             TowerHead(width << index, config.head_width, config.num_classes, is_depthwise=is_depthwise)
             for index in (2, 3, 4)
         )
+        self.train(self.training)  # which knows of frozen norms
+
+    def freeze_norms(self) -> None:
+        """From now on batch norms keep their statistics in training as well; weights and biases go on learning."""
+        self.config = replace(self.config, freeze_norms=True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """The mode of training or of evaluation; frozen norms always evaluate."""
+        super().train(mode)
+        if self.config.freeze_norms:
+            keep_statistics(self)
+        return self
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTarget] | None = None) -> YoloxOutputs:
         """One pass over a canvas of any size; targets change nothing."""
@@ -241,7 +258,8 @@ class Yolox(Detector[YoloxOutputs]):
         logits, objectness = outputs.logits.float(), outputs.objectness.float()
         boxes = self.decode(outputs.codes, outputs.points)
         scores = (logits.sigmoid() * objectness[..., None].sigmoid()).detach()
-        aligned = self.config.assigner(outputs.points[:, :2], boxes.detach(), scores, kept)
+        finest = count_finest(outputs.points)
+        aligned = self.config.assigner(outputs.points[:, :2], boxes.detach(), scores, kept, finest=finest)
         where = aligned.is_positive
         share = 1 / where.sum().clamp_min(1)
         overlap = generalized_iou(boxes[where], aligned.boxes[where])

@@ -19,9 +19,9 @@ from saccade.backbones.base import Routing
 from saccade.backbones.vit import ViTConfig
 from saccade.errors import InputError
 from saccade.losses import cross_entropy
+from saccade.models.base import icons
 from saccade.models.classifier import ClassifierOutputs, stack_labels
 from saccade.models.image_tower import ImageTower, TowerConfig, unit
-from saccade.ops.image import Preprocess
 from saccade.registry import register
 from saccade.types import Classification, ClassTarget, ImageBatch, Losses, TaskName
 
@@ -134,7 +134,7 @@ def best_factor(logits: Tensor, labels: Tensor) -> float:
 
 def _tests() -> dict[str, ZeroShotConfig]:
     backbone = ViTConfig(image_size=(32, 32), patch_size=8, embed_dim=32, depth=2, num_heads=4, stem_norm=True)
-    preprocess = Preprocess(size=(32, 32), policy="stretch", mean=(0.5,) * 3, std=(0.5,) * 3)
+    preprocess = icons(32)
     return {
         "zero_shot_test": ZeroShotConfig(
             backbone=backbone, pool="token", embed_dim=16, num_classes=5, preprocess=preprocess

@@ -1,4 +1,4 @@
-"""Normalisation of tokens.
+"""Normalisation of tokens, and batch norms that keep what they know.
 
 LayerNorm: Ba et al. 2016, arXiv 1607.06450. RMSNorm: Zhang and Sennrich 2019, arXiv 1910.07467. RMSNorm divides by the
 root mean square only; it has neither a mean to subtract nor a bias.
@@ -8,6 +8,7 @@ C width
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,18 @@ NormKind = Literal["layer", "rms"]
 def build_norm(kind: NormKind, width: int, eps: float) -> nn.Module:
     """The normalisation over the last axis of ``[..., width]``."""
     return nn.LayerNorm(width, eps=eps) if kind == "layer" else RMSNorm(width, eps=eps)
+
+
+def batch_norms(module: nn.Module) -> Iterator[nn.Module]:
+    """All batch norms inside of a module, those that processes share (``SyncBatchNorm``) included."""
+    # The common base has no public name; the public classes leave out the one of several processes.
+    return (part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
+
+
+def keep_statistics(module: nn.Module) -> None:
+    """Batch norms inside of a module evaluate, whatever its own mode; the next ``train`` of it undoes that."""
+    for norm in batch_norms(module):
+        norm.training = False
 
 
 FEWEST = 100_000

@@ -55,7 +55,7 @@ class RoIExtractor(nn.Module):
             boxes: ``[R, 4]`` xyxy on the canvas.
             image: ``[R]`` int64, which picture of the batch each box is in.
         """
-        regions = torch.cat([image[:, None].to(boxes.dtype), boxes], dim=1).float()
+        regions = torch.cat([image[:, None].float(), boxes.float()], dim=1)
         if len(self.strides) == 1:
             return self._extract(maps[0], regions, self.strides[0])
         levels = self.levels(boxes)
@@ -75,9 +75,9 @@ class RoIExtractor(nn.Module):
         return (exponents.clamp(finest, coarsest) - finest).long()
 
     def _extract(self, level: Tensor, regions: Tensor, stride: int) -> Tensor:
-        given = level
-        if level.dtype == torch.bfloat16 and level.device.type == "cpu":  # there is no kernel of that type
-            given = level.float()
+        # The kernels want maps and regions of one type, and a place in the picture needs more digits than half types
+        # have: in bfloat16 neighbours are 8 pixels apart from 1024 on.
+        given = level.float() if level.dtype in {torch.bfloat16, torch.float16} else level
         regions = regions.to(given.dtype)
         if self.kind == "pool":
             patches: Tensor = roi_pool(given, regions, self.size, 1 / stride)

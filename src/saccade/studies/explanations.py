@@ -35,7 +35,7 @@ from saccade.studies.setups import CNN, NUCLEI, OBJECTS, SCENES, cells, clothes,
 from saccade.studies.trial import AnyModel, Trial, held_out
 from saccade.studies.zero_shot import STUDY as PROMPTS
 from saccade.studies.zero_shot import captioned
-from saccade.types import ClassTarget
+from saccade.types import ClassTarget, TaskName
 
 STEPS: Mapping[Scale, int] = {"smoke": 2, "quick": 4, "full": 6}
 """Steps from the whole picture to none."""
@@ -257,11 +257,14 @@ OWN: Mapping[str, Sequence[str]] = {
 """Networks for a user's own data, by task."""
 
 
-def explanations(data: str | Path | DataSource | None = None, *, command: str = "explanations") -> Study:
+def explanations(
+    data: str | Path | DataSource | None = None, *, task: TaskName | None = None, command: str = "explanations"
+) -> Study:
     """The study of every method, on the data of the package or on a user's own.
 
     Args:
         data: anything ``open_data`` knows; None: synthetic scenes and embedded data.
+        task: what it is read for; None: what is recognised.
         command: words that repeat it.
 
     Raises:
@@ -269,7 +272,7 @@ def explanations(data: str | Path | DataSource | None = None, *, command: str = 
     """
     arms = ARMS
     if data is not None:
-        source = open_ladder(data)
+        source = open_ladder(data, task)
         names = OWN[source.task]
         train = RUNGS[source.task].train
         overrides = {**FOUND} if source.task in {"detection", "instance"} else {}

@@ -28,6 +28,7 @@ from saccade.studies.intervals import Finding, interval, more
 from saccade.studies.setups import CLOTHES, NUCLEI, OBJECTS
 from saccade.studies.trial import AnyModel, Trial, count_flops, count_parameters, held_out, seconds_per_picture
 from saccade.tasks.base import Evaluation
+from saccade.types import TaskName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +90,18 @@ MOST_HELD_OUT = MappingProxyType({"smoke": 4, "quick": 24, "full": 200})
 """Pictures that a trial is measured on."""
 
 
-def ladder(data: str | Path | DataSource, *, command: str = "") -> Study:
+def ladder(data: str | Path | DataSource, *, task: TaskName | None = None, command: str = "") -> Study:
     """The study of a user's own data.
 
     Args:
         data: anything ``open_data`` knows.
+        task: what it is read for; None: what is recognised.
         command: words that repeat it.
 
     Raises:
         DataError: where the data is too small to be split, or is for a task that no ladder serves.
     """
-    source = open_ladder(data)
+    source = open_ladder(data, task)
     rungs = RUNGS[source.task]
     arms = {name: Arm(model=name, overrides=sizes_of(name, source), train=rungs.train) for name in rungs.models}
     count = len(arms)
@@ -138,13 +140,13 @@ def ladder(data: str | Path | DataSource, *, command: str = "") -> Study:
     )
 
 
-def open_ladder(data: str | Path | DataSource) -> DataSource:
+def open_ladder(data: str | Path | DataSource, task: TaskName | None = None) -> DataSource:
     """The data with a training and a held-out split.
 
     Raises:
         DataError: where a split is too small, or no ladder serves the task.
     """
-    source = open_data(data)
+    source = open_data(data, task=task)
     if source.task not in RUNGS:
         remedy = f"a ladder exists for {', '.join(RUNGS)}"
         raise DataError(f"there is no ladder for {source.task}", where=source.name, remedy=remedy)

@@ -31,6 +31,7 @@ from saccade.studies.page import (
     figures_table,
     write_studies,
 )
+from saccade.types import TaskName
 
 OUT = Path("runs/studies")
 """Where studies land."""
@@ -40,6 +41,7 @@ def study(
     name: str,
     data: Any = None,
     *,
+    task: TaskName | None = None,
     quick: bool = False,
     out: str | Path = OUT,
     budget: Budget | None = None,
@@ -53,6 +55,7 @@ def study(
     Args:
         name: of a study, ``all``, or ``ladder``.
         data: anything ``open_data`` knows, for ``ladder`` and ``explanations``.
+        task: what that data is read for; None: what is recognised.
         quick: within 90 seconds per study instead of 20 minutes.
         out: folder for the page, the figures and the trials.
         budget: another budget than these two.
@@ -69,13 +72,13 @@ def study(
         >>> report.status, [finding.told for finding in report.findings]
     """
     folder = Path(out)
-    chosen = choose(name, data)
+    chosen = choose(name, data, task)
     check_folder(folder)
     scale = budget or (QUICK if quick else FULL)
     console = new_console()
     # Other processes can open what has a name, but not what was made here.
     is_named = data is None or isinstance(data, str | Path)
-    helpers = [Workers(workers, partial(_chosen, name, data, place)) for place in range(len(chosen))]
+    helpers = [Workers(workers, partial(_chosen, name, data, task, place)) for place in range(len(chosen))]
     reports = run_all(chosen, scale, folder, console, helpers if is_named else (), quiet=quiet)
     page = write_results(folder, "studies" if name == ALL else chosen[0].name, reports)
     if not quiet:
@@ -83,18 +86,19 @@ def study(
     return reports
 
 
-def choose(name: str, data: Any = None) -> list[Study]:
+def choose(name: str, data: Any = None, task: TaskName | None = None) -> list[Study]:
     """The studies behind a name.
 
     Raises:
         ConfigError: where the ladder has no data, or a study that has its own is given some.
     """
+    words = f"{name} {data}{f' --task {task}' if task else ''}" if isinstance(data, str | Path) else ""
     if name == LADDER:
         if data is None:
             raise ConfigError("the ladder needs DATA", remedy="for example: saccade study ladder data/pets")
-        return [ladder(data, command=f"ladder {data}" if isinstance(data, str | Path) else "")]
+        return [ladder(data, task=task, command=words)]
     if name == "explanations" and data is not None:
-        return [explanations(data, command=f"explanations {data}" if isinstance(data, str | Path) else name)]
+        return [explanations(data, task=task, command=words or name)]
     chosen = [find(one) for one in (names() if name == ALL else [name])]
     if data is not None:
         remedy = "saccade study ladder DATA and saccade study explanations DATA take yours"
@@ -107,8 +111,8 @@ def usual_workers() -> int:
     return 1 if torch.cuda.is_available() else min(torch.get_num_threads(), 4)
 
 
-def _chosen(name: str, data: Any, place: int) -> Study:
-    return choose(name, data)[place]
+def _chosen(name: str, data: Any, task: TaskName | None, place: int) -> Study:
+    return choose(name, data, task)[place]
 
 
 def run_all(

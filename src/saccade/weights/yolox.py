@@ -4,6 +4,9 @@ Ge et al. 2021, https://github.com/Megvii-BaseDetection/YOLOX, Apache-2.0. Such 
 operations; its tensors have numbers for names, and its norms are folded into the convolutions. But the convolutions
 stand in the order in which they run, and so do ours: the first of theirs is the first of ours. What a file says of its
 operations is only read, never run.
+
+A folded norm comes back as one that changes nothing but adds the bias, which holds only while it evaluates; so a model
+with such weights keeps its norms in evaluation when it learns (``YoloxConfig.freeze_norms``).
 """
 
 from __future__ import annotations
@@ -83,6 +86,7 @@ def publish(path: str | Path) -> Published:
         "width": int(state["backbone.stem.conv.weight"].shape[0]),
         "depth": _depth_of(state),
         "head_width": int(state["heads.0.stem.conv.weight"].shape[0]),
+        "freeze_norms": True,
         "preprocess": {"size": list(size), "policy": "letterbox", "mean": [0.0] * 3, "std": byte, "fill": 114},
     }
     classes = COCO if num_classes == len(COCO) else None
@@ -225,7 +229,7 @@ def _order(depth: int) -> Iterator[_Conv]:
 
 
 def _place(state: dict[str, Tensor], conv: _Conv, weight: Tensor, bias: Tensor) -> None:
-    """A convolution under our names; a folded norm comes back as one that only adds the bias."""
+    """A convolution under our names; a folded norm comes back as one that, in evaluation, only adds the bias."""
     if not conv.has_norm:
         state |= {f"{conv.name}.weight": weight, f"{conv.name}.bias": bias}
         return
