@@ -133,7 +133,7 @@ def test_four_pictures_are_learned_by_heart() -> None:
     targets = [BoxTarget.of(boxes, torch.zeros(2, dtype=torch.int64), Masks.of(dense))] * 4
     images = ImageBatch.of(pixels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(80):
+    for _ in range(160):
         losses = model.loss(model(images, targets), targets)
         optimizer.zero_grad()
         losses.total.backward()
