@@ -254,8 +254,9 @@ def test_segmenters_are_listed(command: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert "vit_nano_p4_28" not in table
     entries = json.loads(command("models", "--task", "semantic", "--json").out)
     assert [entry["task"] for entry in entries] == ["semantic"] * 2
-    refused = command("models", "--task", "segmentation")
-    assert refused.err == "error: unknown task 'segmentation'; did you mean 'semantic'?\n"
+    assert command("models", "--task", "segmentation").out == table
+    refused = command("models", "--task", "semantics")
+    assert refused.err == "error: unknown task 'semantics'; did you mean 'semantic'?\n"
 
 
 def test_grey_and_deep_pictures_go_into_a_colour_model(command: Any, places: dict[str, Path]) -> None:

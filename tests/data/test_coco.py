@@ -16,7 +16,7 @@ from PIL import Image
 from saccade.data.cocofile import annotation_mask, is_coco_file, read_coco
 from saccade.data.source import DataSource
 from saccade.data.source import open_data as open_any
-from saccade.data.write import run_lengths, write_scenes
+from saccade.data.write import plain_run_lengths, write_scenes
 from saccade.errors import DataError
 
 
@@ -85,7 +85,7 @@ RING += [[0, 1, 1, 1, 1, 1, 0, 0, 0, 0]] + [[0] * 10] * 2
 
 @pytest.mark.parametrize("is_packed", [False, True])
 def test_run_lengths_keep_their_holes(tmp_path: Path, is_packed: bool) -> None:
-    runs: dict[str, Any] = run_lengths(torch.tensor(RING, dtype=torch.bool))
+    runs: dict[str, Any] = plain_run_lengths(torch.tensor(RING, dtype=torch.bool))
     if is_packed:
         runs["counts"] = packed(runs["counts"])
     labels = painted(tmp_path, runs)

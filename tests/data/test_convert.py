@@ -14,7 +14,7 @@ from PIL import Image
 from saccade.api import convert
 from saccade.data.objects import ObjectDataset, object_mask
 from saccade.data.source import open_data
-from saccade.data.write import run_lengths, write_scenes
+from saccade.data.write import plain_run_lengths, write_scenes
 from saccade.errors import DataError, UnknownNameError
 
 SIZE = (24, 36)
@@ -144,7 +144,7 @@ def test_holes_are_refused_by_yolo_and_kept_by_others(tmp_path: Path) -> None:
     ring = torch.zeros(SIZE, dtype=torch.bool)
     ring[4:12, 5:15] = True
     ring[6:8, 7:9] = False
-    content["annotations"][0] |= {"segmentation": run_lengths(ring), "bbox": [5, 4, 10, 8]}
+    content["annotations"][0] |= {"segmentation": plain_run_lengths(ring), "bbox": [5, 4, 10, 8]}
     file.write_text(json.dumps(content))
     with pytest.raises(DataError, match="1 object with holes in their outline"):
         convert(root, tmp_path / "yolo", to="yolo")

@@ -14,7 +14,7 @@ from saccade.data.dataset import Dataset, InMemory
 from saccade.data.shapes import SHAPES, inside
 from saccade.data.source import open_data
 from saccade.data.synthetic import SceneConfig, SyntheticClassification, draw_scene, synthetic_objects
-from saccade.data.write import run_lengths, write_scenes
+from saccade.data.write import plain_run_lengths, write_scenes
 from saccade.errors import ConfigError, DataError, UnknownNameError
 from saccade.ops.boxes import box_iou
 from saccade.types import BoxTarget, Classes
@@ -188,9 +188,9 @@ def test_written_coco(tmp_path: Path) -> None:
 
 def test_run_lengths_closed_form() -> None:
     mask = torch.tensor([[0, 1, 1], [0, 0, 1]], dtype=torch.bool)
-    assert run_lengths(mask) == {"size": [2, 3], "counts": [2, 1, 1, 2]}
-    assert run_lengths(torch.ones(2, 2, dtype=torch.bool))["counts"] == [0, 4]
-    assert run_lengths(torch.zeros(2, 2, dtype=torch.bool))["counts"] == [4]
+    assert plain_run_lengths(mask) == {"size": [2, 3], "counts": [2, 1, 1, 2]}
+    assert plain_run_lengths(torch.ones(2, 2, dtype=torch.bool))["counts"] == [0, 4]
+    assert plain_run_lengths(torch.zeros(2, 2, dtype=torch.bool))["counts"] == [4]
 
 
 def test_written_captions(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_objects_are_written_as_coco_with_run_lengths(tmp_path: Path) -> None:
     for image in coco["images"]:
         mine = [note for note in coco["annotations"] if note["image_id"] == image["id"]]
         scene = truth[image["file_name"]]
-        assert [note["segmentation"] for note in mine] == [run_lengths(thing.mask) for thing in scene.objects]
+        assert [note["segmentation"] for note in mine] == [plain_run_lengths(thing.mask) for thing in scene.objects]
     read = open_data(out, task="instance").split("train")
     for sample in read:
         target, scene = sample.target, truth[Path(sample.source).name]
