@@ -114,7 +114,7 @@ STUDY = Study(
     "maps differ where theory makes them equal, if Grad-CAM of an earlier layer points to the object no better than "
     "its share of the area, or if dropping negative evidence does not bring more of it onto the object.",
     arms={"cnn": Arm(model="resnet_test", overrides={**CNN, "preprocess.size": [64, 64]}, train=SCENES)},
-    spend=Spend(unit="images", smoke=64, quick=6000, full=40_000),
+    spend=Spend(unit="images", smoke=64, quick=4000, full=40_000),
     data=scenes,
     measure=measure,
     judge=judge,

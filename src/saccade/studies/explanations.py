@@ -37,7 +37,7 @@ from saccade.studies.zero_shot import STUDY as PROMPTS
 from saccade.studies.zero_shot import captioned
 from saccade.types import ClassTarget, TaskName
 
-STEPS: Mapping[Scale, int] = {"smoke": 2, "quick": 4, "full": 6}
+STEPS: Mapping[Scale, int] = {"smoke": 2, "quick": 3, "full": 6}
 """Steps from the whole picture to none."""
 
 LIKE = 0.5

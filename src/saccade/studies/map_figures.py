@@ -43,7 +43,7 @@ from saccade.types import ImageBatch
 CELLS = 7
 """Cells a side of the grid on which pictures are hidden and revealed."""
 
-PASSES: Mapping[Scale, tuple[int, int, int]] = {"smoke": (4, 4, 16), "quick": (6, 8, 32), "full": (16, 32, 150)}
+PASSES: Mapping[Scale, tuple[int, int, int]] = {"smoke": (4, 4, 16), "quick": (4, 4, 16), "full": (16, 32, 150)}
 """How often the costly methods see the picture, less often than by default, so that it costs seconds: samples and steps
 of the averaged gradients, channels of Score-CAM, random masks."""
 

@@ -76,7 +76,7 @@ STUDY = Study(
         },
         TWO_STAGE: Arm(model="faster_rcnn_small", overrides={"preprocess.size": [128, 128]}, train=OBJECTS),
     },
-    spend=Spend(unit="images", smoke=8, quick=120, full=600),
+    spend=Spend(unit="images", smoke=8, quick=72, full=600),
     data=objects,
     measure=measure,
     judge=judge,

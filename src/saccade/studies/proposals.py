@@ -102,7 +102,7 @@ STUDY = Study(
     f"{FEW} likeliest cover no more objects than {FEW} random ones, if {KEPT[-1]} cover less than 90 %, or if AP50 "
     f"with {FEW} lies more than 2 points from that with all.",
     arms={"Faster R-CNN": Arm(model="faster_rcnn_small", overrides={"preprocess.size": [128, 128]}, train=OBJECTS)},
-    spend=Spend(unit="images", smoke=8, quick=200, full=1000),
+    spend=Spend(unit="images", smoke=8, quick=140, full=1000),
     data=objects,
     measure=measure,
     judge=judge,

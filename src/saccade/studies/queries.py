@@ -126,7 +126,7 @@ STUDY = Study(
         **{f"{number} queries": _detr(number) for number in QUERIES},
         FAST: Arm(model="detr_fast_small", overrides={"preprocess.size": [128, 128]}, train=OBJECTS),
     },
-    spend=Spend(unit="images", smoke=8, quick=120, full=1400),
+    spend=Spend(unit="images", smoke=8, quick=88, full=1400),
     data=objects,
     measure=measure,
     judge=judge,

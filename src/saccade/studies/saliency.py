@@ -38,7 +38,7 @@ def measure(trial: Trial) -> Measured:
     trial.train(model)
     held = trial.data.split("test")
     assert isinstance(held, SyntheticClassification)
-    count = trial.pick(2, 12, 40)
+    count = trial.pick(2, 8, 40)
     pictures = [held[index].image for index in range(count)]
     masks = [scene.objects[0].mask for scene in held.scenes[:count]]
     generator = torch.Generator().manual_seed(trial.seed)
@@ -134,7 +134,7 @@ STUDY = Study(
     "more than hiding random ones or the middle, if the evidence lies on the object no more than its area, if the map "
     "of shuffled weights is alike (rank correlation above 0.5), or if hardly visible noise changes it (below 0.5).",
     arms={"cnn": Arm(model="resnet_test", overrides={**CNN, "preprocess.size": [64, 64]}, train=SCENES)},
-    spend=Spend(unit="images", smoke=64, quick=8000, full=40_000),
+    spend=Spend(unit="images", smoke=64, quick=4000, full=40_000),
     data=scenes,
     measure=measure,
     judge=judge,

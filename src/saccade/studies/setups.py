@@ -56,7 +56,7 @@ def cells(scale: Scale) -> DataSource:
 
 def objects(scale: Scale) -> DataSource:
     """Synthetic scenes of two to five shapes, boxes only."""
-    train, val = {"smoke": (8, 4), "quick": (300, 24), "full": (1000, 100)}[scale]
+    train, val = {"smoke": (8, 4), "quick": (200, 16), "full": (1000, 100)}[scale]
     config = SceneConfig(size=(128, 128), objects=(2, 5))
     splits = {
         "train": SyntheticObjects(train, config, task="detection"),
@@ -68,7 +68,7 @@ def objects(scale: Scale) -> DataSource:
 def few_objects(scale: Scale) -> DataSource:
     """Fewer of these scenes, for detectors that search every picture first."""
     return shortened(
-        objects(scale), {"smoke": {}, "quick": {"train": 40, "val": 8}, "full": {"train": 120, "val": 30}}[scale]
+        objects(scale), {"smoke": {}, "quick": {"train": 24, "val": 6}, "full": {"train": 120, "val": 30}}[scale]
     )
 
 

@@ -63,7 +63,7 @@ STUDY = Study(
         WITH: Arm(model="unet_nano", train=NUCLEI),
         WITHOUT: Arm(model="unet_nano", overrides={"has_skips": False}, train=NUCLEI),
     },
-    spend=Spend(unit="images", smoke=16, quick=720, full=2400),
+    spend=Spend(unit="images", smoke=16, quick=560, full=2400),
     data=nuclei,
     measure=measure,
     judge=judge,

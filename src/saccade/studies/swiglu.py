@@ -58,7 +58,7 @@ STUDY = Study(
         "relu": _arm(mlp="mlp", activation="relu"),
         "swiglu": _arm(mlp="swiglu"),
     },
-    spend=Spend(unit="images", smoke=100, quick=5000, full=16_000),
+    spend=Spend(unit="images", smoke=100, quick=4000, full=16_000),
     data=clothes,
     measure=measure,
     judge=judge,

@@ -95,7 +95,7 @@ STUDY = Study(
         )
         for kind in KINDS
     },
-    spend=Spend(unit="images", smoke=16, quick=800, full=2880),
+    spend=Spend(unit="images", smoke=16, quick=560, full=2880),
     data=nuclei,
     measure=measure,
     judge=judge,

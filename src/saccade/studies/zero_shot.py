@@ -30,7 +30,7 @@ CHANCE = 1 / len(COMBINATIONS)
 
 def captioned(scale: Scale) -> DataSource:
     """Scenes of one object with a sentence each; the eight combinations of ``test`` are in no training."""
-    splits = draw_captioned({"smoke": 240, "quick": 2400, "full": 9600}[scale])
+    splits = draw_captioned({"smoke": 240, "quick": 1200, "full": 9600}[scale])
     return DataSource(splits, COMBINATIONS, "captioned scenes", "synthetic scenes with captions")
 
 
@@ -113,7 +113,7 @@ STUDY = Study(
         )
         for number, share in zip(SEEN, SHARES, strict=True)
     },
-    spend=Spend(unit="images", smoke=128, quick=8000, full=30_000),
+    spend=Spend(unit="images", smoke=128, quick=3500, full=30_000),
     data=captioned,
     measure=measure,
     judge=judge,
