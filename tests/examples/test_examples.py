@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
-import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,11 +44,11 @@ def test_example_is_listed(script: Path) -> None:
 
 @pytest.mark.slow
 @each_script
-def test_example_runs(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # In this process, where warnings are errors too: a process of its own would spend a third of its time on imports.
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "out")])
-    runpy.run_path(str(script), run_name="__main__")
+def test_example_runs(script: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", str(script), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     missing = [name for name in promised(script) if not (tmp_path / "out" / name).is_file()]
     assert not missing, f"{script.name} did not write {', '.join(missing)}"
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "an example writes into its folder only"
