@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Saccade needs Python 3.11 or newer, this is {sys.version.split()[0]}; run: make PYTHON=python3.11"'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing Saccade and its libraries into $(VENV) (torch is large: a few minutes the first time) ..."
-	@# Compiling every file of every library would take as long as all the rest; Python compiles those that it imports.
+	@# Compiling every file of every library is nearly half of the work; Python compiles those that it imports.
 	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-cache-dir --constraint constraints.txt --editable '.[dev,parity,export]'
 	@touch $@
 

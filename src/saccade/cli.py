@@ -499,7 +499,9 @@ def study(
     task: Annotated[
         str | None, typer.Option(help=f"Read DATA for this task: {_TASKS}; default what is recognised.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Within 90 seconds each, instead of 20 minutes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Meant for 90 seconds each on two quiet cores, instead of 20 minutes.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for page, figures and finished trials.")] = Path("runs/studies"),
     quiet: Annotated[bool, typer.Option("--quiet", help="No live progress.")] = False,
     workers: Annotated[

@@ -33,8 +33,8 @@ class Budget(Config):
     """How much a run of a study may spend."""
 
     scale: Scale = "full"
-    """``full`` ends within 20 minutes on two cores, ``quick`` within 90 seconds; ``smoke`` takes two steps per training
-    and shows that everything runs, nothing else."""
+    """``full`` ends within 20 minutes on two cores, ``quick`` is meant for 90 seconds; ``smoke`` takes two steps per
+    training and shows that everything runs, nothing else."""
     seeds: int = 0
     """Repetitions of every arm; 0 for those of the scale: 2 for ``smoke``, 3 for ``quick``, the study's own for
     ``full``."""

@@ -56,7 +56,7 @@ def study(
         name: of a study, ``all``, or ``ladder``.
         data: anything ``open_data`` knows, for ``ladder`` and ``explanations``.
         task: what that data is read for; None: what is recognised.
-        quick: within 90 seconds per study instead of 20 minutes.
+        quick: meant for 90 seconds per study on two quiet cores, instead of 20 minutes.
         out: folder for the page, the figures and the trials.
         budget: another budget than these two.
         quiet: no live progress.
