@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from saccade.data.dataset import Dataset, InMemory
 from saccade.data.shapes import SHAPES, inside
 from saccade.data.source import open_data
-from saccade.data.synthetic import SceneConfig, SyntheticClassification, draw_scene, synthetic_objects
+from saccade.data.synthetic import SceneConfig, SyntheticClassification, SyntheticObjects, draw_scene, synthetic_objects
 from saccade.data.write import plain_run_lengths, write_scenes
 from saccade.errors import ConfigError, DataError, UnknownNameError
 from saccade.ops.boxes import box_iou
@@ -302,3 +303,22 @@ def test_objects_are_written_as_coco_with_run_lengths(tmp_path: Path) -> None:
         target, scene = sample.target, truth[Path(sample.source).name]
         assert torch.equal(target.masks.dense(), torch.stack([thing.mask for thing in scene.objects]))
         assert torch.equal(target.boxes, torch.stack([thing.box for thing in scene.objects]))
+
+
+def test_scenes_are_drawn_when_they_are_looked_at() -> None:
+    config = SceneConfig(size=(32, 32), objects=(1, 3))
+    began = time.perf_counter()
+    many = SyntheticObjects(1_000_000, config)
+    classes = SyntheticClassification(1_000_000, config)
+    assert time.perf_counter() - began < 5  # drawing all would take hours
+    assert torch.equal(many[999_999].image, draw_scene(config, 0, 999_999).image)
+    assert many[-1].source == many[999_999].source == "synthetic/0#999999"
+    assert many.scenes[3] is many.scenes[3]
+    assert [scene.caption for scene in many.scenes[2:5]] == [many.scenes[index].caption for index in (2, 3, 4)]
+    labels = classes.labels()[[7, 999_999]]
+    assert torch.equal(classes.gather(torch.tensor([7, 999_999])).labels, labels)
+    assert [classes.scenes[7].objects[0].shape, classes.scenes[999_999].objects[0].shape] == [
+        classes.classes[int(label)] for label in labels
+    ]
+    with pytest.raises(IndexError):
+        many[1_000_000]

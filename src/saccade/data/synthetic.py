@@ -13,17 +13,17 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from saccade.config import Config
-from saccade.data.dataset import ArrayBatch, ArrayDataset
+from saccade.data.dataset import ArrayBatch
 from saccade.data.shapes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, inside, paint
 from saccade.errors import ConfigError, UnknownNameError
-from saccade.types import BoxTarget, Classes, Masks, Sample, TaskName
+from saccade.types import BoxTarget, Classes, ClassTarget, Masks, Sample, TaskName
 
 _ATTEMPTS = 40
 """How often a place is sought for an object before the scene does with fewer."""
@@ -241,6 +241,37 @@ def _caption(objects: tuple[SceneObject, ...], backdrop: tuple[str, str]) -> str
     return f"{subject} on {_article(ground)} {ground}"
 
 
+class Scenes(Sequence[Scene]):
+    """Scenes in memory, each drawn when it is first looked at.
+
+    Args:
+        config: what is drawn.
+        seed: the same seed gives the same scenes.
+        numbers: of the scenes.
+    """
+
+    def __init__(self, config: SceneConfig, seed: int, numbers: range) -> None:
+        self.config, self.seed, self.numbers = config, seed, numbers
+        self._drawn: dict[int, Scene] = {}
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Scene: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Scene]: ...
+
+    def __getitem__(self, index: int | slice) -> Scene | list[Scene]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        number = self.numbers[index]
+        if number not in self._drawn:
+            self._drawn[number] = draw_scene(self.config, self.seed, number)
+        return self._drawn[number]
+
+
 class SyntheticClassification:
     """Scenes whose class is the shape of the first object, in memory; ``scenes`` holds the truth about each.
 
@@ -259,20 +290,21 @@ class SyntheticClassification:
         self.seed = seed
         self.start = start
         self.classes = Classes(self.config.shapes)
-        self.scenes = tuple(draw_scene(self.config, seed, index) for index in range(start, start + count))
-        labels = torch.tensor([self.classes.id(scene.objects[0].shape) for scene in self.scenes], dtype=torch.int64)
-        images = torch.stack([scene.image for scene in self.scenes])
-        self._arrays = ArrayDataset(images, labels, self.classes, f"synthetic/{seed}", self.licence)
+        self.scenes = Scenes(self.config, seed, range(start, start + count))
+        # The first object of a scene is of the class that its number says.
+        self._labels = torch.arange(start, start + count) % len(self.classes)
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self.scenes)
 
     def __getitem__(self, index: int) -> Sample:
-        return self._arrays[index]
+        index = range(len(self))[index]
+        return Sample(self.scenes[index].image, ClassTarget(self._labels[index]), self.source(index))
 
     def gather(self, indices: Tensor) -> ArrayBatch:
         """The pictures and labels at ``indices``."""
-        return self._arrays.gather(indices)
+        images = [self.scenes[index].image for index in indices.tolist()]
+        return ArrayBatch(torch.stack(images), self._labels[indices])
 
     def source(self, index: int) -> str:
         """Seed and number of a scene."""
@@ -280,7 +312,7 @@ class SyntheticClassification:
 
     def labels(self) -> Tensor:
         """The label of every sample ``[N]`` int64."""
-        return self._arrays.labels()
+        return self._labels
 
     def fingerprint(self) -> str:
         """A SHA-256 over what decides the scenes."""
@@ -290,7 +322,7 @@ class SyntheticClassification:
 class SyntheticObjects:
     """Scenes whose shapes are to be found: boxes and, for ``instance``, masks of the visible pixels, in memory.
 
-    The truth about a scene beyond that (colours, textures, a sentence) is ``draw_scene(config, seed, start + index)``.
+    ``scenes`` holds the truth about each beyond that: colours, textures, a sentence.
 
     Args:
         count: number of scenes.
@@ -312,18 +344,15 @@ class SyntheticObjects:
         self.start = start
         self.task: TaskName = task
         self.classes = Classes(config.shapes)
-        self._samples = tuple(self._sample(index) for index in range(start, start + count))
-
-    def _sample(self, index: int) -> Sample:
-        scene = draw_scene(self.config, self.seed, index)
-        target = scene.target(self.classes, has_masks=self.task == "instance")
-        return Sample(scene.image, target, f"synthetic/{self.seed}#{index}")
+        self.scenes = Scenes(config, seed, range(start, start + count))
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.scenes)
 
     def __getitem__(self, index: int) -> Sample:
-        return self._samples[index]
+        scene = self.scenes[index]
+        target = scene.target(self.classes, has_masks=self.task == "instance")
+        return Sample(scene.image, target, f"synthetic/{self.seed}#{self.scenes.numbers[index]}")
 
     def fingerprint(self) -> str:
         """A SHA-256 over what decides the scenes."""

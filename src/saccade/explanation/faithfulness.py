@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -188,14 +187,19 @@ def rank_similarity(first: Tensor, second: Tensor) -> float:
 
     0 where one of them is constant; NaN where one holds a number that is not finite, which has no rank.
     """
-    from scipy.stats import rankdata  # takes a second to import
-
     if not bool(first.isfinite().all()) or not bool(second.isfinite().all()):
         return math.nan
-    ranks = [rankdata(np.asarray(m.detach().flatten().double().cpu())) for m in (first, second)]
+    ranks = [_ranks(m.detach().flatten()) for m in (first, second)]
     centred = [r - r.mean() for r in ranks]
     scale = math.sqrt(float((centred[0] ** 2).sum()) * float((centred[1] ** 2).sum()))
     return float((centred[0] * centred[1]).sum()) / scale if scale > 0 else 0.0
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Places ``[N]`` float64 of values ``[N]`` in ascending order, equal ones at the mean of theirs."""
+    found: tuple[Tensor, Tensor, Tensor] = torch.unique(values, return_inverse=True, return_counts=True)
+    _, which, counts = found
+    return (counts.cumsum(0).double() - (counts - 1) / 2)[which]
 
 
 def structural_similarity(first: Tensor, second: Tensor, *, window: int = 7) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 Status = Literal["holds", "does not hold here", "undecided"]
 Form = Literal["percent", "points", "number", "ratio"]
@@ -74,7 +74,7 @@ def interval(values: Sequence[float]) -> Interval:
     if count < 2:
         return Interval(mean, -math.inf, math.inf, count)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (count - 1))
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
+    reach = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * deviation / math.sqrt(count)
     return Interval(mean, mean - reach, mean + reach, count)
 
 
@@ -111,7 +111,7 @@ def hit_interval(values: Sequence[float]) -> Interval:
     count = len(known)
     if not count:
         return Interval(math.nan, -math.inf, math.inf, 0)
-    mean, z = math.fsum(known) / count, float(stats.norm.ppf((1 + LEVEL) / 2))
+    mean, z = math.fsum(known) / count, float(ndtri((1 + LEVEL) / 2))
     centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
     reach = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
     return Interval(mean, max(centre - reach, 0.0), min(centre + reach, 1.0), count)

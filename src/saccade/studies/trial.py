@@ -42,8 +42,8 @@ Progress = Callable[[float], None]
 BACKWARD = 3
 """Operations of a training step over those of a forward pass: gradients of activations and of weights cost one each."""
 
-_PROBES = 5
-"""Steps whose time is taken; the first two are warm-up."""
+_PROBES: Mapping[Scale, int] = {"smoke": 3, "quick": 3, "full": 5}
+"""Steps whose time is taken; the first half are warm-up."""
 
 _PATIENCE = 1.25
 """Share of its seconds after which a training is stopped."""
@@ -196,11 +196,12 @@ class Trial:
 
     def _seconds_per_step(self, model: AnyModel, config: TrainConfig) -> float:
         """The median of a few steps on a copy of the model."""
+        count = _PROBES[self.scale]
         available = math.ceil(len(self._training()) / config.batch_size)
-        lasting = _lasting(math.ceil(_PROBES / available), min(_PROBES, available))
+        lasting = _lasting(math.ceil(count / available), min(count, available))
         probe = override(config, lasting)
-        times = list(itertools.islice(self._timed_steps(copy.deepcopy(model), probe), _PROBES))
-        return statistics.median(seconds for _, seconds in times[min(2, len(times) - 1) :])
+        times = list(itertools.islice(self._timed_steps(copy.deepcopy(model), probe), count))
+        return statistics.median(seconds for _, seconds in times[len(times) // 2 :])
 
     def _run(self, model: AnyModel, config: TrainConfig, limit: float) -> Training:
         losses: list[float] = []
