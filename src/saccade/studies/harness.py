@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from saccade.errors import DataError, RunError
 from saccade.studies.base import Budget, Outcome, Report, Results, Study
 from saccade.studies.cache import Cache
 from saccade.studies.intervals import Finding
+from saccade.studies.processes import new_context
 from saccade.studies.trial import Allowance, Trial, held_out
 
 FEWEST_PICTURES = {"train": 8, "held out": 4}
@@ -154,15 +155,12 @@ class _Bench:
 
 
 def _share_out(workers: Workers, bench: _Bench, missing: Sequence[tuple[str, int]], tell: _Teller) -> None:
-    """Let processes of one share of the threads each carry out trials; what they find is kept on disk.
-
-    Processes are started afresh: a copy of this one could inherit locks of its threads.
-    """
+    """Let processes of one share of the threads each carry out trials; what they find is kept on disk."""
     count = min(workers.count, len(missing))
     threads = max(torch.get_num_threads() // count, 1)
     words = f"{bench.study.name}: {count} trials at a time"
     tell.within(tell.cached, words)(0.0)
-    with ProcessPoolExecutor(count, get_context("spawn"), _begin, (threads,)) as pool:
+    with ProcessPoolExecutor(count, new_context(), _begin, (threads,)) as pool:
         futures = [pool.submit(_work, workers.study, bench.budget, bench.folder, *trial) for trial in missing]
         try:
             for done, future in enumerate(as_completed(futures), start=1):
