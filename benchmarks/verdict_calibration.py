@@ -237,13 +237,13 @@ class Sizes:
     """How much is done.
 
     Attributes:
-        seeds: networks of each kind.
+        seeds: of the networks of each kind.
         pictures: scenes for each network.
         random: networks that know nothing, for each seed.
         networks: where trained networks are kept; None: nowhere.
     """
 
-    seeds: int
+    seeds: range
     pictures: int
     random: int
     networks: Path | None
@@ -253,7 +253,7 @@ def run(families: Sequence[Family], sizes: Sizes, keep: Callable[[list[Row]], No
     """All rows of the study; what is there is kept after each network."""
     rows: list[Row] = []
     pictures, random = sizes.pictures, sizes.random
-    for seed in range(sizes.seeds):
+    for seed in sizes.seeds:
         for family in families:
             began = time.perf_counter()
             model = kept(sizes.networks, family, seed, is_marked=False)
@@ -404,6 +404,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--families", nargs="*", default=[family.name for family in FAMILIES])
     parser.add_argument("--seeds", type=int, default=4, help="networks of each kind; an even number")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first network; 0 and 1 drew the lines")
     parser.add_argument("--pictures", type=int, default=12, help="held-out scenes for each network")
     parser.add_argument("--random", type=int, default=12, help="networks that know nothing, for each seed")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "verdict_calibration.json")
@@ -417,7 +418,8 @@ def main() -> None:
     else:
         named = {family.name: family for family in FAMILIES}
         families = [named[name] for name in chosen.families]
-        sizes = Sizes(chosen.seeds, chosen.pictures, chosen.random, chosen.networks)
+        seeds = range(chosen.first, chosen.first + chosen.seeds)
+        sizes = Sizes(seeds, chosen.pictures, chosen.random, chosen.networks)
         rows = run(families, sizes, lambda found: None if chosen.rows is None else written(chosen.rows, found))
     lines = Lines()
     found: list[Row] = []

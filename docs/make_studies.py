@@ -1,13 +1,15 @@
 """Writes the figures of a full run of all studies into ``studies.md``, with one small chart of each.
 
-    saccade study all && python docs/make_studies.py [FOLDER]
+    saccade study all && python docs/make_studies.py [FOLDER [NAME ...]]
 
-Trials are read from the folder that ``saccade study all`` leaves; those that are missing there are run.
+Trials are read from the folder that ``saccade study all`` leaves; those that are missing there are run. With names only
+the sections of these studies are written anew.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from saccade import render
 from saccade.atomic import write_bytes
 from saccade.console import clock
 from saccade.studies.base import Report
+from saccade.studies.catalogue import ALL
 from saccade.studies.page import MARKS, charts, command, details_table, figures_table, findings_table
 from saccade.studies.run import OUT, study
 from saccade.tasks import Table
@@ -35,24 +38,35 @@ WIDEST = 720
 def main() -> None:
     """Read, draw, write."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
-    reports = study("all", out=folder)
+    names = sys.argv[2:]
+    reports = [report for name in names or [ALL] for report in study(name, out=folder)]
     page = HERE / "studies.md"
     text = page.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    parts = [contents(reports), *(told(report) for report in reports)]
+    kept, after = rest.split(END)
+    written = [markdown(contents(reports)), *(told(report) for report in reports)]
+    parts = merged(kept.strip(), written) if names else written
     write_bytes(page, (before + "\n\n".join([BEGIN, *parts, END]) + after).encode())
     print(page)
 
 
-def contents(reports: Sequence[Report]) -> str:
+def merged(kept: str, written: Sequence[str]) -> list[str]:
+    """The sections of the page with some of them replaced, and their rows in the table of all."""
+    table, *sections = re.split(r"\n\n(?=### )", kept)
+    rows = {row.split("|")[1]: row for row in written[0].splitlines()[2:]}
+    new = {part.split("\n")[0]: part for part in written[1:]}
+    table = "\n".join(rows.get(row.split("|")[1], row) for row in table.splitlines())
+    return [table, *(new.get(part.split("\n")[0], part) for part in sections)]
+
+
+def contents(reports: Sequence[Report]) -> Table:
     """All verdicts at a glance."""
     rows = []
     for report in reports:
         name, parts = report.study.name, [finding.status for finding in report.findings]
         counts = ", ".join(f"{parts.count(status)} {status}" for status in MARKS if status in parts)
         rows.append((f"[`{name}`](#{name})", f"{MARKS[report.status]} {report.status}", counts, clock(report.seconds)))
-    return markdown(Table(("study", "says", "parts of the claim", "minutes of work"), rows))
+    return Table(("study", "says", "parts of the claim", "minutes of work"), rows)
 
 
 def told(report: Report) -> str:

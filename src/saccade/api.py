@@ -277,14 +277,17 @@ def explain(
     classes: Sequence[str] | None = None,
     templates: str | Sequence[str] | None = None,
 ) -> Heatmap:
-    """Which pixels decided about a class or about the class of a region, and how far the answer can be trusted.
+    """Which pixels decided about a class, a region, an object or a text, and how far the answer can be trusted.
 
     Args:
         model: a model, file, run folder or published source; or any ``torch.nn.Module`` classifier.
         image: path, bytes, PIL picture, uint8 array or tensor.
         of: what to explain. Of a classifier: class name, label, or a prediction (its likeliest class); default the
             predicted class. Of a segmenter: a class name (all its pixels), a pixel ``(left, top)``, a connected part
-            ``"component:3"`` (1 is the largest), or a mask ``[h, w]`` bool; default the class that covers most.
+            ``"component:3"`` (1 is the largest), or a mask ``[h, w]`` bool; default the class that covers most. Of a
+            detector: an object by its place in the predictions, ``"box:0"``, one of its sides, ``"box:0/left"``, its
+            mask, ``"mask:0"``, or a class name (its likeliest object); default the likeliest of all. Of any model: a
+            function of its raw outputs for B pictures to one number each.
         against: a second class: why the first one and not this one.
         method: name of a method (``saccade explain --method``), or an explainer object; ``auto`` chooses by the
             architecture.
