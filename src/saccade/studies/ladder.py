@@ -6,8 +6,9 @@ T task
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,9 +26,9 @@ from saccade.explanation.explain import ExplainOptions, explain_batch
 from saccade.studies.base import Arm, Column, Measured, Results, Scale, Shot, Spend, Study
 from saccade.studies.harness import FEWEST_PICTURES, check_size
 from saccade.studies.intervals import Finding, interval, more
+from saccade.studies.one_answer import of_commonest, of_same_boxes
 from saccade.studies.setups import CLOTHES, NUCLEI, OBJECTS
 from saccade.studies.trial import AnyModel, Trial, count_flops, count_parameters, held_out, seconds_per_picture
-from saccade.tasks.base import Evaluation
 from saccade.types import TaskName
 
 
@@ -86,7 +87,7 @@ NEAR = 0.9
 LEARNED = 0.05
 """How far above the same answer for everything the best method has to lie before any is advised."""
 
-MOST_HELD_OUT = MappingProxyType({"smoke": 4, "quick": 24, "full": 200})
+MOST_HELD_OUT = MappingProxyType({"smoke": 4, "quick": 16, "full": 200})
 """Pictures that a trial is measured on."""
 
 
@@ -106,8 +107,13 @@ def ladder(data: str | Path | DataSource, *, task: TaskName | None = None, comma
     arms = {name: Arm(model=name, overrides=sizes_of(name, source), train=rungs.train) for name in rungs.models}
     count = len(arms)
 
+    @cache  # it looks at all pictures, and is the same for every method
+    def chance_of_boxes(scale: Scale) -> float:
+        data = _shortened(source, scale)
+        return of_same_boxes(data.split("train"), data.split(held_out(data)))
+
     def measure(trial: Trial) -> Measured:
-        return _measure(trial, rungs)
+        return _measure(trial, rungs, chance_of_boxes)
 
     def judge(results: Results) -> list[Finding]:
         return _judge(results, rungs)
@@ -184,35 +190,23 @@ def sizes_of(name: str, source: DataSource) -> dict[str, Any]:
     return {"preprocess.size": [own, own]}
 
 
-def _measure(trial: Trial, rungs: Rungs) -> Measured:
+def _measure(trial: Trial, rungs: Rungs, chance_of_boxes: Callable[[Scale], float]) -> Measured:
     model = trial.build()
     parameters, flops = count_parameters(model), count_flops(model)
     ms = 1000 * seconds_per_picture(model, repeats=trial.pick(1, 3, 7))
     trial.train(model)
     evaluation = trial.evaluate(model)
     quality = evaluation.metrics.get(rungs.headline)
+    has_boxes = evaluation.task in {"detection", "instance"}
     figures = {
         "quality": math.nan if quality is None else quality,
-        "chance": of_one_answer(evaluation),
+        "chance": chance_of_boxes(trial.scale) if has_boxes else of_commonest(evaluation),
         "parameters": parameters,
         "flops": flops / 1e6,
         "ms": ms,
         "images": trial.spent["images"],
     }
     return Measured(figures=figures, shots=_explained(model, trial) if trial.draws else ())
-
-
-def of_one_answer(evaluation: Evaluation) -> float:
-    """The figure of whoever gives the commonest class as answer to everything; of objects there is none to give."""
-    counts = [sum(row) for row in evaluation.confusion]
-    commonest = max(counts, default=0) / max(sum(counts), 1)
-    match evaluation.task:
-        case "classification":
-            return commonest
-        case "semantic":  # the IoU of every other class is 0
-            return commonest / max(sum(count > 0 for count in counts), 1)
-        case _:
-            return 0.0
 
 
 def _explained(model: AnyModel, trial: Trial) -> list[Shot]:
