@@ -6,6 +6,7 @@ T task
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -135,6 +136,7 @@ def ladder(data: str | Path | DataSource, *, task: TaskName | None = None, comma
         advice=advise,
         columns=(
             Column(key="quality", heading=rungs.told, form="percent", is_drawn=True),
+            Column(key="chance", heading="one answer for all", form="percent"),
             Column(key="parameters", heading="parameters", form="count"),
             Column(key="flops", heading="million operations", form="count"),
             Column(key="ms", heading="ms per picture", form="time", is_drawn=True),
@@ -218,7 +220,8 @@ def _explained(model: AnyModel, trial: Trial) -> list[Shot]:
         try:
             heat = explain_batch(model, [image], options=ExplainOptions(verdict=trial.scale == "full"))[0][0]
         except SaccadeError as error:  # a detector that found nothing has nothing to explain
-            panels.append(render.Panel(image=image, title=trial.name, caption=error.what[:28]))
+            caption = textwrap.shorten(error.what, 28, placeholder=" ...")
+            panels.append(render.Panel(image=image, title=trial.name, caption=caption))
             continue
         status = heat.verdict.status if heat.verdict else None
         panels.append(
