@@ -512,9 +512,10 @@ def study(
     ] = None,
 ) -> None:
     """A claim of the field, measured under equal conditions: holds, does not hold here, or undecided."""
+    from saccade.studies.catalogue import ALL, LADDER, names
     from saccade.studies.processes import prepare
 
-    if name is not None and workers != 1:
+    if name in (*names(), ALL, LADDER) and workers != 1:
         prepare()  # it imports beside us
     from saccade.console import new_console
     from saccade.data.source import as_task
