@@ -11,10 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade.data.dataset import Dataset, InMemory
+from saccade.data.dataset import Dataset, InMemory, subset
 from saccade.data.shapes import SHAPES, inside
 from saccade.data.source import open_data
-from saccade.data.synthetic import SceneConfig, SyntheticClassification, SyntheticObjects, draw_scene, synthetic_objects
+from saccade.data.synthetic import (
+    Scene,
+    SceneConfig,
+    SyntheticClassification,
+    SyntheticObjects,
+    draw_all,
+    draw_scene,
+    synthetic_objects,
+)
 from saccade.data.write import plain_run_lengths, write_scenes
 from saccade.errors import ConfigError, DataError, UnknownNameError
 from saccade.ops.boxes import box_iou
@@ -322,3 +330,20 @@ def test_scenes_are_drawn_when_they_are_looked_at() -> None:
     ]
     with pytest.raises(IndexError):
         many[1_000_000]
+
+
+def test_scenes_can_be_drawn_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SceneConfig(size=(32, 32))
+    classes, objects = SyntheticClassification(6, config), SyntheticObjects(6, config)
+    draw_all(subset(classes, [1, 4]))
+    draw_all(objects)
+    drawn: list[int] = []
+
+    def draw(config: SceneConfig, seed: int, index: int) -> Scene:
+        drawn.append(index)
+        return draw_scene(config, seed, index)
+
+    monkeypatch.setattr("saccade.data.synthetic.draw_scene", draw)
+    for index in range(6):
+        classes[index], objects[index]
+    assert drawn == [0, 2, 3, 5]

