@@ -295,12 +295,12 @@ def _willing(model: Any) -> Any:
 # --- counting
 
 
-HALVES = ("lines drawn on", "held out", "never looked at")
+GROUPS = ("lines drawn on", "held out", "never looked at")
 
 
-def half_of(seed: int) -> str:
+def group_of(seed: int) -> str:
     """What a network is there for; those from seed 4 on were trained after the lines were drawn."""
-    return HALVES[2] if seed >= 4 else HALVES[seed % 2]
+    return GROUPS[2] if seed >= 4 else GROUPS[seed % 2]
 
 
 def is_good(row: Row) -> bool:
@@ -431,9 +431,9 @@ def main() -> None:
         rows = run(families, sizes, lambda found: None if chosen.rows is None else written(chosen.rows, found))
     lines = Lines()
     found: list[Row] = []
-    for half in HALVES:
-        part = [row for row in rows if half_of(row["seed"]) == half]
-        found += [{"networks": half, **row} for row in counts(part, lines)] if part else []
+    for group in GROUPS:
+        part = [row for row in rows if group_of(row["seed"]) == group]
+        found += [{"networks": group, **row} for row in counts(part, lines)] if part else []
     print(table(found))
     print(f"\n{table(by_method(rows, lines))}")
     saved = {

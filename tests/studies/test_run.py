@@ -207,4 +207,5 @@ def test_what_the_same_boxes_for_everything_give() -> None:
     # The cat in the middle is found whatever the size of the picture; of the two dogs in the corner one is missed.
     held = Boxes(((100, 200), {"cat": middle, "dog": corner}), ((60, 60), {"cat": middle, "dog": elsewhere}))
     assert of_same_boxes(train, held) == pytest.approx((1.0 + 0.5) / 2, abs=0.01)  # type: ignore[arg-type]
-    assert of_same_boxes(Boxes(((9, 9), {})), held) == 0  # type: ignore[arg-type]
+    for nothing in ((Boxes(((9, 9), {})), held), (train, Boxes(((9, 9), {})))):
+        assert of_same_boxes(*nothing) == 0  # type: ignore[arg-type]

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, overload
+from functools import partial
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from saccade.data.dataset import ArrayBatch, Dataset, Subset
 from saccade.data.shapes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, inside, paint
 from saccade.errors import ConfigError, UnknownNameError
 from saccade.types import BoxTarget, Classes, ClassTarget, Masks, Sample, TaskName
+
+Thing = TypeVar("Thing")
 
 _ATTEMPTS = 40
 """How often a place is sought for an object before the scene does with fewer."""
@@ -241,35 +244,34 @@ def _caption(objects: tuple[SceneObject, ...], backdrop: tuple[str, str]) -> str
     return f"{subject} on {_article(ground)} {ground}"
 
 
-class Scenes(Sequence[Scene]):
-    """Scenes in memory, each drawn when it is first looked at.
+class Drawn(Sequence[Thing]):
+    """Things in memory, each drawn when it is first looked at.
 
     Args:
-        config: what is drawn.
-        seed: the same seed gives the same scenes.
-        numbers: of the scenes.
+        draw: makes a thing from its number.
+        numbers: of the things.
     """
 
-    def __init__(self, config: SceneConfig, seed: int, numbers: range) -> None:
-        self.config, self.seed, self.numbers = config, seed, numbers
-        self._drawn: dict[int, Scene] = {}
+    def __init__(self, draw: Callable[[int], Thing], numbers: range) -> None:
+        self.draw, self.numbers = draw, numbers
+        self._kept: dict[int, Thing] = {}
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     @overload
-    def __getitem__(self, index: int) -> Scene: ...
+    def __getitem__(self, index: int) -> Thing: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[Scene]: ...
+    def __getitem__(self, index: slice) -> list[Thing]: ...
 
-    def __getitem__(self, index: int | slice) -> Scene | list[Scene]:
+    def __getitem__(self, index: int | slice) -> Thing | list[Thing]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         number = self.numbers[index]
-        if number not in self._drawn:
-            self._drawn[number] = draw_scene(self.config, self.seed, number)
-        return self._drawn[number]
+        if number not in self._kept:
+            self._kept[number] = self.draw(number)
+        return self._kept[number]
 
 
 class SyntheticClassification:
@@ -290,7 +292,7 @@ class SyntheticClassification:
         self.seed = seed
         self.start = start
         self.classes = Classes(self.config.shapes)
-        self.scenes = Scenes(self.config, seed, range(start, start + count))
+        self.scenes = Drawn(partial(draw_scene, self.config, seed), range(start, start + count))
         # The first object of a scene is of the class that its number says.
         self._labels = torch.arange(start, start + count) % len(self.classes)
 
@@ -322,7 +324,7 @@ class SyntheticClassification:
 class SyntheticObjects:
     """Scenes whose shapes are to be found: boxes and, for ``instance``, masks of the visible pixels, in memory.
 
-    ``scenes`` holds the truth about each beyond that: colours, textures, a sentence.
+    The truth about a scene beyond that (colours, textures, a sentence) is ``draw_scene(config, seed, start + index)``.
 
     Args:
         count: number of scenes.
@@ -344,15 +346,18 @@ class SyntheticObjects:
         self.start = start
         self.task: TaskName = task
         self.classes = Classes(config.shapes)
-        self.scenes = Scenes(config, seed, range(start, start + count))
+        self._samples = Drawn(self._sample, range(start, start + count))
+
+    def _sample(self, number: int) -> Sample:
+        scene = draw_scene(self.config, self.seed, number)
+        target = scene.target(self.classes, has_masks=self.task == "instance")
+        return Sample(scene.image, target, f"synthetic/{self.seed}#{number}")
 
     def __len__(self) -> int:
-        return len(self.scenes)
+        return len(self._samples)
 
     def __getitem__(self, index: int) -> Sample:
-        scene = self.scenes[index]
-        target = scene.target(self.classes, has_masks=self.task == "instance")
-        return Sample(scene.image, target, f"synthetic/{self.seed}#{self.scenes.numbers[index]}")
+        return self._samples[index]
 
     def fingerprint(self) -> str:
         """A SHA-256 over what decides the scenes."""
@@ -361,13 +366,10 @@ class SyntheticObjects:
 
 def draw_all(dataset: Dataset) -> None:
     """Draw the scenes of a data set, or of a choice from one, that nobody looked at yet; of other data nothing."""
-    whole: Dataset = dataset
-    indices: Sequence[int] = range(len(dataset))
-    if isinstance(dataset, Subset):
-        whole, indices = dataset.dataset, dataset.indices
+    whole = dataset.dataset if isinstance(dataset, Subset) else dataset
     if isinstance(whole, SyntheticClassification | SyntheticObjects):
-        for index in indices:
-            whole.scenes[index]
+        for index in range(len(dataset)):
+            dataset[index]
 
 
 def synthetic_objects(

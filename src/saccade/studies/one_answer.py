@@ -5,12 +5,14 @@ N objects · K classes
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from saccade.data.dataset import Dataset
 from saccade.metrics.detection import DetectionMeter
+from saccade.ops.boxes import box_iou
 from saccade.tasks.base import Evaluation
 from saccade.types import BoxTarget, Detections, Sample
 
@@ -35,6 +37,10 @@ def of_same_boxes(train: Dataset, held: Dataset) -> float:
 
     Where every picture shows one large object in the middle that is a lot. 0 where there are no objects. Masks count
     as their boxes, so theirs would be less.
+
+    Args:
+        train: where the boxes are chosen, as shares of the sides of their pictures.
+        held: where they are given as answers.
     """
     boxes, labels = _relative(train)
     meter = DetectionMeter(len(held.classes))
@@ -47,7 +53,8 @@ def of_same_boxes(train: Dataset, held: Dataset) -> float:
         answer = torch.stack(best) * _extent(sample) if best else torch.zeros(0, 4)
         found = Detections(answer[order], shares[order], torch.tensor(known)[order], order, held.classes)
         meter.update(found, _target(sample), index=index, source=sample.source)
-    return max(meter.compute()["ap50"], 0.0)
+    ap50 = meter.compute()["ap50"]
+    return ap50 if math.isfinite(ap50) else 0.0
 
 
 def _relative(train: Dataset) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ def new_context() -> BaseContext:
 def prepare() -> None:
     """Start the process that copies are made of, and do not wait for it."""
     if sys.platform != "win32":
-        from multiprocessing.forkserver import ensure_running
+        from multiprocessing.forkserver import ensure_running  # which win32 has not
 
         new_context()
         ensure_running()
